@@ -1,0 +1,1 @@
+"""What learns, and how every policy is held to account."""

@@ -1,0 +1,1 @@
+"""Values only: YAML files that fill the dataclasses of the package."""

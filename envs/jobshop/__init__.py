@@ -1,0 +1,1 @@
+"""The job-shop world: classic, blocking and interrupting shops."""

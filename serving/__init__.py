@@ -1,0 +1,1 @@
+"""What runs for real: executors, servers and plug-ins."""

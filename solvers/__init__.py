@@ -1,0 +1,1 @@
+"""What people would use instead of learning: dispatch rules and exact solvers."""

@@ -1,0 +1,1 @@
+"""Dispatch rules and CP-SAT for the job-shop world."""
