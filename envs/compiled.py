@@ -1,0 +1,46 @@
+"""`compiled`: numba.njit with an on-disk cache that notices a change in *any* kernel file.
+
+Numba invalidates a cached function when its own file changes, but not when a function it calls
+in another file does. The cache folder is therefore named after the content of every kernel file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import numba
+from numba import config
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_MARK = b"@compiled"
+
+
+def _cache_folder() -> str:
+    """A per-user folder for this exact set of kernels, e.g. ~/.cache/dispatchgym/numba-1f3a..."""
+    package = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256(numba.__version__.encode())
+    for folder in ("envs", "solvers"):
+        for file in sorted((package / folder).rglob("*.py")):
+            text = file.read_bytes()
+            if _MARK in text:
+                digest.update(text)
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return str(Path(base) / "dispatchgym" / f"numba-{digest.hexdigest()[:16]}")
+
+
+_FOLDER = config.CACHE_DIR or _cache_folder()
+
+
+def compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile on first call; later processes load the machine code from the cache."""
+    before, config.CACHE_DIR = config.CACHE_DIR, _FOLDER
+    try:
+        return numba.njit(cache=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+    finally:
+        config.CACHE_DIR = before
