@@ -14,6 +14,9 @@ from dispatchgym.envs.api import InvalidInstanceError
 MAX_TIME = 2**40
 """Largest sum of all durations, releases and arrivals: leaves room for int64 arithmetic on times."""
 
+MAX_MACHINES = 2**20
+"""Most machines of a shop: simulators and solvers keep arrays of one entry a machine."""
+
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
@@ -49,11 +52,11 @@ class Instance:
     def __post_init__(self) -> None:
         put = object.__setattr__
         for key, dtype in (("job_ptr", np.int32), ("machine", np.int32), ("duration", np.int64)):
-            put(self, key, _frozen(getattr(self, key), dtype, f"{self.name}: {key}"))
+            put(self, key, frozen_array(getattr(self, key), dtype, f"{self.name}: {key}"))
         for key in ("release", "arrival"):
             given = np.asarray(getattr(self, key))
-            value = given if given.size else np.zeros(len(self.job_ptr) - 1, np.int64)
-            put(self, key, _frozen(value, np.int64, f"{self.name}: {key}"))
+            value = given if given.size else np.zeros(max(0, len(self.job_ptr) - 1), np.int64)
+            put(self, key, frozen_array(value, np.int64, f"{self.name}: {key}"))
         self._check()
 
     def _check(self) -> None:
@@ -67,17 +70,18 @@ class Instance:
             raise refuse(f"job {int(np.argmax(lengths <= 0))} has no operation; drop it or give it one")
         if len(self.duration) != len(self.machine):
             raise refuse(f"{len(self.machine)} machines but {len(self.duration)} durations")
-        if self.num_machines < 1:
-            raise refuse(f"num_machines is {self.num_machines}; a shop needs at least one machine")
+        if not 1 <= self.num_machines <= MAX_MACHINES:
+            raise refuse(f"num_machines is {self.num_machines}; a shop has 1 to {MAX_MACHINES} machines")
         outside = (self.machine < 0) | (self.machine >= self.num_machines)
         if outside.any():
             op = int(np.argmax(outside))
             raise refuse(
-                f"operation {self.op_name(op)} names machine {self.machine[op]}; machines are 0 to {self.num_machines - 1}"
+                f"operation {self.op_name(op)} names machine {self.machine[op]}; "
+                f"machines are 0 to {self.num_machines - 1}"
             )
         if (self.duration < 0).any():
             op = int(np.argmax(self.duration < 0))
-            raise refuse(f"operation {self.op_name(op)} has duration {self.duration[op]}; durations must not be negative")
+            raise refuse(f"operation {self.op_name(op)} has duration {self.duration[op]}; it must not be negative")
         for key in ("release", "arrival"):
             times = getattr(self, key)
             if len(times) != self.num_jobs:
@@ -154,7 +158,7 @@ class Instance:
         return f"({job}, {op - int(self.job_ptr[job])})"
 
 
-def _frozen(value: npt.ArrayLike, dtype: type[np.integer], what: str) -> npt.NDArray[np.integer]:
+def frozen_array(value: npt.ArrayLike, dtype: type[np.integer], what: str) -> npt.NDArray[np.integer]:
     """A read-only copy of `value` as `dtype`; anything but a flat list of whole numbers is refused."""
     try:
         wide = np.asarray(value)
