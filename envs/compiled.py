@@ -18,7 +18,7 @@ from numba import config
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_MARK = b"@compiled"
+_MARKS = (b"@compiled", b"@inlined")
 
 
 def _cache_folder() -> str:
@@ -28,7 +28,7 @@ def _cache_folder() -> str:
     for folder in ("envs", "solvers"):
         for file in sorted((package / folder).rglob("*.py")):
             text = file.read_bytes()
-            if _MARK in text:
+            if any(mark in text for mark in _MARKS):
                 digest.update(text)
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return str(Path(base) / "dispatchgym" / f"numba-{digest.hexdigest()[:16]}")
@@ -41,6 +41,11 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """Compile on first call; later processes load the machine code from the cache."""
     before, config.CACHE_DIR = config.CACHE_DIR, _FOLDER
     try:
-        return numba.njit(cache=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+        return numba.njit(cache=True, error_model="numpy", _nrt=False)(function)  # type: ignore[no-any-return]
     finally:
         config.CACHE_DIR = before
+
+
+def inlined(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile into the callers: passing a tuple of thirty arrays costs more than most of our functions do."""
+    return numba.njit(error_model="numpy", _nrt=False, forceinline=True)(function)  # type: ignore[no-any-return]

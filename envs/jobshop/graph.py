@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dispatchgym.envs.api import Feature, GraphSpec, Link, NodeType
-from dispatchgym.envs.compiled import compiled
-from dispatchgym.envs.jobshop.kernel import is_down, known_end, next_event, on_cycle
+from dispatchgym.envs.compiled import compiled, inlined
+from dispatchgym.envs.jobshop.kernel import is_down, known_end
 from dispatchgym.envs.jobshop.state import F32, I32, NEVER, Mode, Problem, Shop
 
 _MEAN = "mean durations"
@@ -146,6 +146,10 @@ class GraphArrays(NamedTuple):
     holds: I32
     candidate: I32
     action: I32
+    free: F32  # (machines,): scratch, known to be free, from now
+    load: F32  # scratch
+    slack: F32  # scratch
+    row: I32  # scratch, row of the machine's node or -1
 
 
 @compiled
@@ -180,11 +184,7 @@ def write_all(
     out: GraphArrays,
 ) -> None:
     """Write the graph of every environment; `ops` chooses the complete graph."""
-    machines = shop.free.shape[1]
-    free = np.empty(machines, np.float32)  # known to be free, from now
-    load = np.empty(machines, np.float32)
-    slack = np.empty(machines, np.float32)
-    row = np.empty(machines, np.int32)
+    free, load, slack, row = out.free, out.load, out.slack, out.row
     for i in range(len(shop.slot)):
         write_machines(problem, shop, mode, i, machine_ptr[i], free, load, slack, row, out)
         if ops:
@@ -195,7 +195,7 @@ def write_all(
         write_shop(problem, shop, mode, i, candidate_ptr[i + 1] - candidate_ptr[i], out)
 
 
-@compiled
+@inlined
 def write_machines(
     problem: Problem,
     shop: Shop,
@@ -245,7 +245,7 @@ def write_machines(
             at += 1
 
 
-@compiled
+@inlined
 def write_own(
     problem: Problem, shop: Shop, i: int, job_at: int, candidate_at: int, row: I32, out: GraphArrays
 ) -> None:
@@ -283,7 +283,7 @@ def write_own(
         out.action[candidate_at] = wait
 
 
-@compiled
+@inlined
 def write_ahead(
     problem: Problem,
     shop: Shop,
@@ -318,7 +318,8 @@ def write_ahead(
             else:
                 out.link_2[at] = row[m] if m >= 0 else -1
             if m < 0:
-                x[c : c + 8] = 0
+                for column in range(c, c + 8):
+                    x[column] = 0
                 continue
             other = shop.holder[i, m]
             taken = other >= 0 and other != j
@@ -346,7 +347,7 @@ def write_ahead(
         at += 1
 
 
-@compiled
+@inlined
 def write_ops(
     problem: Problem,
     shop: Shop,
@@ -395,7 +396,7 @@ def write_ops(
         job_at += 1
 
 
-@compiled
+@inlined
 def write_shop(problem: Problem, shop: Shop, mode: Mode, i: int, candidates: int, out: GraphArrays) -> None:
     k = shop.slot[i]
     now = shop.now[i]

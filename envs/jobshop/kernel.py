@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from dispatchgym.envs.compiled import compiled
+from dispatchgym.envs.compiled import compiled, inlined
 from dispatchgym.envs.jobshop.state import NEVER, U8, Mode, Problem, Shop
 
 
-@compiled
+@inlined
 def reset(problem: Problem, shop: Shop, mode: Mode, i: int) -> None:
     """Start environment i anew on the instance of its slot."""
     k = shop.slot[i]
-    shop.free[i] = 0
-    shop.holder[i] = -1
-    shop.load[i] = 0
-    shop.pending[i] = 0
-    shop.queued[i] = 0
-    shop.queued_work[i] = 0
-    shop.mask[i] = 0
-    shop.seen[i] = 0
-    shop.holds[i] = -1
+    for m in range(shop.free.shape[1]):
+        shop.free[i, m] = 0
+        shop.holder[i, m] = -1
+        shop.load[i, m] = 0
+        shop.pending[i, m] = 0
+        shop.queued[i, m] = 0
+        shop.queued_work[i, m] = 0
+        shop.down_at[i, m] = shop.down_ptr[i, m]
+    for j in range(shop.mask.shape[1]):
+        shop.mask[i, j] = 0
     shop.now[i] = 0
     shop.bound[i] = 0
     shop.ops_left[i] = 0
@@ -36,8 +37,10 @@ def reset(problem: Problem, shop: Shop, mode: Mode, i: int) -> None:
     for j in range(problem.num_jobs[k]):
         shop.next_op[i, j] = problem.job_ptr[k, j]
         shop.ready[i, j] = problem.earliest[k, j]
-    for m in range(problem.num_machines[k]):
-        shop.down_at[i, m] = shop.down_ptr[i, m]
+        shop.seen[i, j] = 0
+        shop.holds[i, j] = -1
+    for o in range(shop.end.shape[1]):
+        shop.end[i, o] = 0
     reveal(problem, shop, i)
     if mode.blocking:
         open_blocking(problem, shop, mode, i)
@@ -45,7 +48,7 @@ def reset(problem: Problem, shop: Shop, mode: Mode, i: int) -> None:
         open_classic(problem, shop, mode, i)
 
 
-@compiled
+@inlined
 def step(problem: Problem, shop: Shop, mode: Mode, i: int, action: int) -> float:
     """Carry out a legal action; returns the reward, minus the growth of the bound."""
     before = shop.bound[i]
@@ -62,13 +65,13 @@ def step(problem: Problem, shop: Shop, mode: Mode, i: int, action: int) -> float
     return float(before - shop.bound[i])
 
 
-@compiled
+@inlined
 def is_over(shop: Shop, i: int) -> bool:
     """All jobs are done, or nothing can ever move again."""
     return shop.jobs_left[i] == 0 or shop.dead[i] == 1
 
 
-@compiled
+@inlined
 def reveal(problem: Problem, shop: Shop, i: int) -> None:
     """Make the jobs that have arrived by now known: their work joins loads, queues and bound."""
     if shop.hidden[i] == 0:
@@ -95,7 +98,7 @@ def reveal(problem: Problem, shop: Shop, i: int) -> None:
         shop.queued_work[i, problem.machine[k, first]] += problem.duration[k, first]
 
 
-@compiled
+@inlined
 def begin(problem: Problem, shop: Shop, i: int, j: int, time: int) -> None:
     """Book the start of job j's next operation at `time`."""
     k = shop.slot[i]
@@ -124,7 +127,7 @@ def begin(problem: Problem, shop: Shop, i: int, j: int, time: int) -> None:
 # --- classic shop: buffers are infinite, so an operation is appended at its earliest start ---
 
 
-@compiled
+@inlined
 def append(problem: Problem, shop: Shop, i: int, j: int) -> None:
     """Give job j's next operation its earliest start behind what its machine already has."""
     k = shop.slot[i]
@@ -138,7 +141,7 @@ def append(problem: Problem, shop: Shop, i: int, j: int) -> None:
     shop.bound[i] = max(shop.bound[i], end + problem.tail[k, o], end + shop.load[i, m])
 
 
-@compiled
+@inlined
 def open_classic(problem: Problem, shop: Shop, mode: Mode, i: int) -> None:
     """Set the mask: jobs that can start by t* + delta (c* - t*), t* the earliest start, c* the earliest completion.
 
@@ -175,14 +178,14 @@ def open_classic(problem: Problem, shop: Shop, mode: Mode, i: int) -> None:
 # --- blocking shops: a job keeps its machine until the next one takes it ---
 
 
-@compiled
+@inlined
 def is_down(shop: Shop, i: int, m: int) -> bool:
     """Machine m is shut down now."""
     w = shop.down_at[i, m]
     return w < shop.down_ptr[i, m + 1] and shop.down_from[i, w] <= shop.now[i]
 
 
-@compiled
+@inlined
 def known_end(shop: Shop, i: int, j: int) -> int:
     """Earliest end of job j's current operation for all that is known now: a repair may come at any moment."""
     m = shop.holds[i, j]
@@ -191,7 +194,7 @@ def known_end(shop: Shop, i: int, j: int) -> int:
     return shop.ready[i, j]
 
 
-@compiled
+@inlined
 def place(problem: Problem, shop: Shop, i: int, j: int) -> None:
     """Move job j from where it is onto its next machine, now."""
     m = problem.machine[shop.slot[i], shop.next_op[i, j]]
@@ -203,7 +206,7 @@ def place(problem: Problem, shop: Shop, i: int, j: int) -> None:
     begin(problem, shop, i, j, shop.now[i])
 
 
-@compiled
+@inlined
 def enter(problem: Problem, shop: Shop, i: int, j: int) -> None:
     """Start job j's next operation; if its machine is held, everyone on the cycle moves with it."""
     k = shop.slot[i]
@@ -216,7 +219,7 @@ def enter(problem: Problem, shop: Shop, i: int, j: int) -> None:
         mover = other
 
 
-@compiled
+@inlined
 def on_cycle(problem: Problem, shop: Shop, i: int, j: int) -> bool:
     """Following 'waits for the holder of' from job j leads back to j, all of them finished, no machine down."""
     k = shop.slot[i]
@@ -232,7 +235,7 @@ def on_cycle(problem: Problem, shop: Shop, i: int, j: int) -> bool:
     return False
 
 
-@compiled
+@inlined
 def is_safe(problem: Problem, shop: Shop, i: int, j: int) -> bool:
     """After job j's move the jobs in the shop can still leave one after another (banker's algorithm).
 
@@ -240,11 +243,13 @@ def is_safe(problem: Problem, shop: Shop, i: int, j: int) -> bool:
     """
     k = shop.slot[i]
     words = problem.route_mask.shape[2]
-    occupied = np.zeros(words, np.uint64)
+    occupied = shop.occupied
+    for w in range(words):
+        occupied[w] = np.uint64(0)
+    left = shop.staying
     one = np.uint64(1)
     target = problem.machine[k, shop.next_op[i, j]]
     waiting = 0
-    left = np.empty(problem.num_machines[k] + 1, np.int32)
     for other in range(problem.num_jobs[k]):
         at = target if other == j else shop.holds[i, other]
         if at >= 0:
@@ -275,7 +280,7 @@ def is_safe(problem: Problem, shop: Shop, i: int, j: int) -> bool:
     return True
 
 
-@compiled
+@inlined
 def may_enter(problem: Problem, shop: Shop, mode: Mode, i: int, j: int) -> bool:
     """Job j could start its next operation now."""
     k = shop.slot[i]
@@ -292,7 +297,7 @@ def may_enter(problem: Problem, shop: Shop, mode: Mode, i: int, j: int) -> bool:
     return mode.swap and on_cycle(problem, shop, i, j)
 
 
-@compiled
+@inlined
 def next_event(problem: Problem, shop: Shop, i: int) -> tuple[int, int]:
     """(next instant at which anything happens, next one that can let a job move); NEVER if none.
 
@@ -317,7 +322,7 @@ def next_event(problem: Problem, shop: Shop, i: int) -> tuple[int, int]:
     return min(anything, useful), useful
 
 
-@compiled
+@inlined
 def advance(problem: Problem, shop: Shop, mode: Mode, i: int) -> bool:
     """Run time to the next event: completions first, then shutdowns and repairs, then arrivals. False if none."""
     k = shop.slot[i]
@@ -352,7 +357,7 @@ def advance(problem: Problem, shop: Shop, mode: Mode, i: int) -> bool:
     return True
 
 
-@compiled
+@inlined
 def raise_bound(problem: Problem, shop: Shop, i: int) -> None:
     """Raise the bound by what is known now: every job's remaining work, every machine's remaining load."""
     k = shop.slot[i]
@@ -372,7 +377,7 @@ def raise_bound(problem: Problem, shop: Shop, i: int) -> None:
     shop.bound[i] = bound
 
 
-@compiled
+@inlined
 def open_blocking(problem: Problem, shop: Shop, mode: Mode, i: int) -> None:
     """Set the mask; as long as no job can move, run time to the next event."""
     k = shop.slot[i]

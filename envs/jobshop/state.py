@@ -81,6 +81,8 @@ class Shop(NamedTuple):
     down_at: I32  # (envs, machines): the window that is open or comes next
     down_from: I64  # (envs, windows)
     down_to: I64  # (envs, windows)
+    occupied: U64  # (words,): scratch of the safety check, machines taken
+    staying: I32  # (machines + 1,): scratch of the safety check, jobs in the shop
 
 
 class Capacity(NamedTuple):
@@ -197,6 +199,8 @@ def new_shop(envs: int, size: Capacity) -> Shop:
         down_at=np.zeros((envs, size.machines), np.int32),
         down_from=np.zeros((envs, 0), np.int64),
         down_to=np.zeros((envs, 0), np.int64),
+        occupied=np.zeros((size.machines + 63) // 64, np.uint64),
+        staying=np.zeros(size.machines + 1, np.int32),
     )
 
 
