@@ -17,7 +17,7 @@ def main(checkout: str) -> None:
     for name in ("envs", "solvers", "agents", "serving", "configs"):
         if importlib.util.find_spec(name) is not None:
             sys.exit(f"error: `import {name}` works; only `dispatchgym.{name}` must")
-    print(f"wheel check: dispatchgym {dispatchgym.__version__} imports from the fresh environment, and no name beside it")
+    print(f"wheel check: dispatchgym {dispatchgym.__version__} imports from the fresh environment, no other name does")
 
 
 if __name__ == "__main__":
