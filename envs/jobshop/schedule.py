@@ -281,20 +281,18 @@ def _check_no_swap(schedule: Schedule, instance: Instance, order: npt.NDArray[np
     until then. Each move waits for at most one other, so the moves have an order unless they close a
     cycle. Operations take time, so a job moves at most once at an instant.
     """
-    is_move = np.zeros(instance.num_ops, bool)  # operations entered from another machine
-    op = _followed(instance)
-    is_move[op + 1] = instance.machine[op] != instance.machine[op + 1]
+    followed = _followed(instance)
+    is_move = np.zeros(instance.num_ops + 1, bool)  # operations entered from another machine; none after the last
+    is_move[followed + 1] = instance.machine[followed] != instance.machine[followed + 1]
 
-    waits_for = np.full(instance.num_ops, -1, np.int64)
     before, after = order[:-1], order[1:]
-    handed_over = (instance.machine[before] == instance.machine[after]) & (
-        schedule.leave[before] == schedule.start[after]
+    handed_over = (
+        (instance.machine[before] == instance.machine[after])
+        & (schedule.leave[before] == schedule.start[after])
+        & is_move[before + 1]  # else the job before was complete, or stays and is the one after
     )
-    before, after = before[handed_over], after[handed_over]
-    leaves_by_move = ~np.isin(before + 1, instance.job_ptr)  # the last operation of a job just ends
-    before, after = before[leaves_by_move], after[leaves_by_move]
-    both_move = is_move[after] & is_move[before + 1]
-    waits_for[after[both_move]] = before[both_move] + 1
+    waits_for = np.full(instance.num_ops, -1, np.int64)
+    waits_for[after[handed_over]] = before[handed_over] + 1
 
     checked = np.zeros(instance.num_ops, bool)
     for origin in np.flatnonzero(waits_for >= 0).tolist():
