@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "error: $(PYTHON) is not Python 3.11 or newer; name one that is: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; exit 1; }
 	@if [ -e $(UNFINISHED) ]; then rm -rf $(VENV); fi
 	@mkdir -p $(VENV) && touch $(UNFINISHED)
-	@if ! command -v nvidia-smi >/dev/null && ! $(PYTHON) -m pip config list 2>/dev/null | grep -qE 'index-url|find-links'; then \
+	@if ! command -v nvidia-smi >/dev/null && [[ ! "$$($(PYTHON) -m pip config list 2>/dev/null)" =~ index-url|find-links ]]; then \
 	  echo "note: no GPU here, yet pip may fetch gigabytes of CUDA packages; README.md, 'Without a GPU', says how to get torch's CPU build"; fi
 	@echo "Setting up $(VENV): about a minute, more on a slow network (details: $(LOG))"
 	@{ $(PYTHON) -m venv $(VENV) && \
