@@ -159,15 +159,16 @@ class Instance:
 
 
 def frozen_array(value: npt.ArrayLike, dtype: type[np.integer], what: str) -> npt.NDArray[np.integer]:
-    """A read-only copy of `value` as `dtype`; anything but a flat list of whole numbers is refused."""
-    try:
-        wide = np.asarray(value)
-        if wide.ndim != 1 or (wide.size and not np.issubdtype(wide.dtype, np.integer)):
-            raise InvalidInstanceError(f"{what} must be a flat list of whole numbers, got {value!r:.80}")
-        if wide.size and (int(wide.max()) > np.iinfo(dtype).max or int(wide.min()) < np.iinfo(dtype).min):
-            raise InvalidInstanceError(f"{what} holds {wide.max()}, too large for a time or an index")
-        array = wide.astype(dtype)
-    except OverflowError as error:
-        raise InvalidInstanceError(f"{what} holds a number too large for a time or an index") from error
+    """A read-only copy of `value` as `dtype`; anything but a flat list of whole numbers that fit is refused."""
+    wide = np.asarray(value)
+    if wide.dtype.kind not in "iu":  # numpy made floats or objects of Python integers beyond 64 bits, or of nothing
+        wide = np.asarray(value, object)
+    if wide.ndim != 1 or (wide.dtype.kind == "O" and not all(type(v) is int for v in wide)):
+        raise InvalidInstanceError(f"{what} must be a flat list of whole numbers, got {value!r:.80}")
+    limits = np.iinfo(dtype)
+    outside = (wide < limits.min) | (wide > limits.max)
+    if outside.any():
+        raise InvalidInstanceError(f"{what} holds {wide[np.argmax(outside)]}, too large for a time or an index")
+    array = wide.astype(dtype)
     array.setflags(write=False)
     return array

@@ -262,7 +262,7 @@ def test_arrays_of_the_wrong_shape_or_kind_are_refused() -> None:
     with pytest.raises(InvalidScheduleError, match=r"end must be int64 of shape \(4,\), got int64 \(3,\)"):
         validate(replace(SWAPPED, end=short), CROSS, "jssp")
     with pytest.raises(InvalidScheduleError, match=r"start must be int64 of shape \(4,\), got float64"):
-        validate(replace(SWAPPED, start=SWAPPED.start.astype(float)), CROSS, "jssp")  # type: ignore[arg-type]
+        validate(replace(SWAPPED, start=SWAPPED.start.astype(float)), CROSS, "jssp")
     with pytest.raises(InvalidScheduleError, match=r"leave must be int64 .* got list"):
         validate(replace(SWAPPED, leave=[3, 5, 3, 5]), CROSS, "jssp")  # type: ignore[arg-type]
 
@@ -456,7 +456,7 @@ def test_rows_in_any_order_give_the_schedule_back(
 ) -> None:
     instance, _, _, produced = problem
     rows = produced.operations(instance)
-    np.random.default_rng(seed).shuffle(rows)  # type: ignore[arg-type]
+    np.random.default_rng(seed).shuffle(rows)
     back = Schedule.from_operations(instance, rows)
     for key in ("start", "end", "leave"):
         np.testing.assert_array_equal(getattr(back, key), getattr(produced, key))
