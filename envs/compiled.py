@@ -10,10 +10,11 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numba
-from numba import config
+
+config: Any = numba.config
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,14 +39,24 @@ _FOLDER = config.CACHE_DIR or _cache_folder()
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile on first call; later processes load the machine code from the cache."""
+    """Compile on first call; later processes load the machine code from the cache.
+
+    Kernels allocate nothing: without numba's run-time memory manager they count no references, which
+    would cost more than the arithmetic when thirty arrays travel in one tuple.
+    """
     before, config.CACHE_DIR = config.CACHE_DIR, _FOLDER
     try:
-        return numba.njit(cache=True, error_model="numpy", _nrt=False)(function)  # type: ignore[no-any-return]
+        return _njit(function, cache=True)
     finally:
         config.CACHE_DIR = before
 
 
 def inlined(function: Callable[P, R]) -> Callable[P, R]:
     """Compile into the callers: passing a tuple of thirty arrays costs more than most of our functions do."""
-    return numba.njit(error_model="numpy", _nrt=False, forceinline=True)(function)  # type: ignore[no-any-return]
+    return _njit(function, forceinline=True)
+
+
+def _njit(function: Callable[P, R], **options: bool) -> Callable[P, R]:
+    njit: Any = numba.njit
+    result: Callable[P, R] = njit(error_model="numpy", _nrt=False, **options)(function)
+    return result

@@ -26,6 +26,8 @@ from dispatchgym.envs.jobshop.state import (
 
 Builder = Literal["non-delay", "active", "hybrid"]
 GraphName = Literal["jobs", "ops"]
+_NO_ROWS = np.empty((0, 0), np.float32)
+_NO_LINKS = np.empty(0, np.int32)
 _DELTA = {"non-delay": 0.0, "active": 1.0}
 
 
@@ -61,7 +63,9 @@ class ShopConfig:
         elif self.delta is not None:
             raise UsageError(f"delta is {self.delta!r}, but builder {self.builder!r} fixes it; use builder 'hybrid'")
         if self.is_blocking and self.builder != "non-delay":
-            raise UsageError(f"builder {self.builder!r} exists in the classic shop only; in {self.variant!r} WAIT delays")
+            raise UsageError(
+                f"builder {self.builder!r} exists in the classic shop only; in {self.variant!r} WAIT delays"
+            )
 
     @property
     def is_blocking(self) -> bool:
@@ -117,9 +121,10 @@ class ShopBatch:
         self.problem = new_problem(len(self.instances), capacity)
         self.shop = new_shop(num_envs, capacity)
         self.shop.slot[:] = np.arange(num_envs) // envs_per_instance
-        self._ptr = {n: np.zeros(num_envs + 1, np.int32) for n in ("op", "job", "machine", "candidate")}
         self._shop_ptr = np.arange(num_envs + 1, dtype=np.int32)
         self._shop_ptr.setflags(write=False)
+        self._scratch = np.empty((3, capacity.machines), np.float32)
+        self._machine_row = np.empty(capacity.machines, np.int32)
 
     @classmethod
     def of(
@@ -151,12 +156,14 @@ class ShopBatch:
     @property
     def over(self) -> npt.NDArray[np.bool_]:
         """Shape (N,): finished, or deadlocked."""
-        return (self.shop.jobs_left == 0) | self.shop.dead.astype(bool)
+        over: npt.NDArray[np.bool_] = (self.shop.jobs_left == 0) | self.shop.dead.astype(bool)
+        return over
 
     @property
     def makespan(self) -> npt.NDArray[np.int64]:
         """Latest end of a started operation, shape (N,); the makespan once an environment is over."""
-        return self.shop.end.max(axis=1)
+        latest: npt.NDArray[np.int64] = self.shop.end.max(axis=1)
+        return latest
 
     def load(self, slots: Sequence[int], instances: Sequence[Instance]) -> None:
         """Put instances into slots; their environments must be reset before the next step."""
@@ -172,7 +179,8 @@ class ShopBatch:
             instance = self.instances[self.shop.slot[i]]
             if instance is not None and len(scenario.ptr) != instance.num_machines + 1:
                 raise UsageError(
-                    f"the scenario has {len(scenario.ptr) - 1} machines, instance {instance.name!r} {instance.num_machines}"
+                    f"the scenario has {len(scenario.ptr) - 1} machines, "
+                    f"instance {instance.name!r} {instance.num_machines}"
                 )
             if scenario.on_interrupt != self.config.on_interrupt:
                 raise UsageError(
@@ -220,21 +228,53 @@ class ShopBatch:
 
     def observe(self) -> GraphBatch:
         """Graphs of all environments as fresh arrays: a stored observation never changes."""
-        ptr = {name: np.zeros(self.num_envs + 1, np.int32) for name in self._ptr}
-        kernel_ptr = (ptr["op"], ptr["job"], ptr["machine"], ptr["candidate"])
-        graphs.count_rows(self.problem, self.shop, *kernel_ptr)
+        ptr = self.count_rows()
         rows = {name: int(p[-1]) for name, p in ptr.items()}
-        rows["shop"] = self.num_envs
-        ops = self.spec.graph == "ops"
         x = {n.name: np.empty((rows[n.name], len(n.features)), np.float32) for n in self.spec.nodes}
         link = {edge.name: np.empty(rows[edge.source], np.int32) for edge in self.spec.links}
         candidate = np.empty(rows["candidate"], np.int32)
         action = np.empty(rows["candidate"], np.int32)
-        graphs.write_all(
-            self.problem, self.shop, self.mode, ops, *kernel_ptr, arrays(x, link, candidate, action, self.capacity.machines)
+        self.write(ptr, x, link, candidate, action)
+        return GraphBatch(x, {n.name: ptr[n.name] for n in self.spec.nodes}, link, candidate, action, ptr["candidate"])
+
+    def count_rows(self) -> dict[str, npt.NDArray[np.int32]]:
+        """Offsets of every environment's rows, by node type and for "candidate", each of shape (N + 1,)."""
+        ptr = {name: np.zeros(self.num_envs + 1, np.int32) for name in ("op", "job", "machine", "candidate")}
+        graphs.count_rows(self.problem, self.shop, ptr["op"], ptr["job"], ptr["machine"], ptr["candidate"])
+        ptr["shop"] = self._shop_ptr
+        return ptr
+
+    def write(
+        self,
+        ptr: dict[str, npt.NDArray[np.int32]],
+        x: dict[str, npt.NDArray[np.float32]],
+        link: dict[str, npt.NDArray[np.int32]],
+        candidate: npt.NDArray[np.int32],
+        action: npt.NDArray[np.int32],
+    ) -> None:
+        """Write all graphs at the offsets `ptr` into arrays that have at least that many rows."""
+        ops = self.spec.graph == "ops"
+        first, second, third, fourth = ("needs", "of", "then", "first") if ops else ("next", "second", "third", "")
+        out = graphs.GraphArrays(
+            op=x["op"] if ops else _NO_ROWS,
+            job=x["job"],
+            machine=x["machine"],
+            shop=x["shop"],
+            link_0=link[first],
+            link_1=link[second],
+            link_2=link[third],
+            link_3=link[fourth] if ops else _NO_LINKS,
+            holds=link["holds"],
+            candidate=candidate,
+            action=action,
+            free=self._scratch[0],
+            load=self._scratch[1],
+            slack=self._scratch[2],
+            row=self._machine_row,
         )
-        node_ptr = {n.name: ptr.get(n.name, self._shop_ptr) for n in self.spec.nodes}
-        return GraphBatch(x, node_ptr, link, candidate, action, ptr["candidate"])
+        graphs.write_all(
+            self.problem, self.shop, self.mode, ops, ptr["op"], ptr["job"], ptr["machine"], ptr["candidate"], out
+        )
 
     def schedule(self, i: int) -> Schedule:
         """The finished schedule of environment i.
@@ -245,41 +285,26 @@ class ShopBatch:
         instance = self.instances[self.shop.slot[i]]
         if instance is None or self.shop.jobs_left[i] > 0:
             raise UsageError(f"environment {i} has no complete schedule; step it until it is over")
-        start = self.shop.start[i, : instance.num_ops].copy()
-        end = self.shop.end[i, : instance.num_ops].copy()
+        return self.partial_schedule(i)
+
+    def partial_schedule(self, i: int) -> Schedule:
+        """What environment i has started so far; operations not started have -1 in all three columns.
+
+        The end of an operation under way is the one it will have if nothing else happens; a blocked job has
+        left its machine by now, for drawing.
+        """
+        instance = self.instances[self.shop.slot[i]]
+        if instance is None:
+            raise UsageError(f"environment {i} has no instance; call load() and reset() first")
+        op = np.arange(instance.num_ops, dtype=np.int64)
+        begun = self.shop.next_op[i, : instance.num_jobs].astype(np.int64)
+        started = op < np.repeat(begun, np.diff(instance.job_ptr))
+        start = np.where(started, self.shop.start[i, : instance.num_ops], -1)
+        end = np.where(started, self.shop.end[i, : instance.num_ops], -1)
         leave = end.copy()
         if self.config.is_blocking:
-            leave[:-1] = start[1:]
-            last = instance.job_ptr[1:] - 1
-            leave[last] = end[last]
+            is_last = np.isin(op, instance.job_ptr[1:] - 1)
+            follows = np.append(start[1:], -1)
+            now = np.maximum(end, self.shop.now[i])
+            leave = np.where(started & ~is_last, np.where(follows >= 0, follows, now), end)
         return Schedule(start, end, leave)
-
-
-_NONE_X = np.empty((0, 0), np.float32)
-_NONE_LINK = np.empty(0, np.int32)
-
-
-def arrays(
-    x: dict[str, npt.NDArray[np.float32]],
-    link: dict[str, npt.NDArray[np.int32]],
-    candidate: npt.NDArray[np.int32],
-    action: npt.NDArray[np.int32],
-    machines: int,
-) -> graphs.GraphArrays:
-    """Line the named arrays up as the kernel wants them."""
-    others = [a for name, a in link.items() if name != "holds"]
-    others += [_NONE_LINK] * (4 - len(others))
-    return graphs.GraphArrays(
-        x.get("op", _NONE_X),
-        x["job"],
-        x["machine"],
-        x["shop"],
-        *others,
-        link["holds"],
-        candidate,
-        action,
-        free=np.empty(machines, np.float32),
-        load=np.empty(machines, np.float32),
-        slack=np.empty(machines, np.float32),
-        row=np.empty(machines, np.int32),
-    )

@@ -153,9 +153,7 @@ class GraphArrays(NamedTuple):
 
 
 @compiled
-def count_rows(
-    problem: Problem, shop: Shop, op_ptr: I32, job_ptr: I32, machine_ptr: I32, candidate_ptr: I32
-) -> None:
+def count_rows(problem: Problem, shop: Shop, op_ptr: I32, job_ptr: I32, machine_ptr: I32, candidate_ptr: I32) -> None:
     """Fill the offsets of every environment's rows."""
     for i in range(len(shop.slot)):
         k = shop.slot[i]
@@ -246,9 +244,7 @@ def write_machines(
 
 
 @inlined
-def write_own(
-    problem: Problem, shop: Shop, i: int, job_at: int, candidate_at: int, row: I32, out: GraphArrays
-) -> None:
+def write_own(problem: Problem, shop: Shop, i: int, job_at: int, candidate_at: int, row: I32, out: GraphArrays) -> None:
     """The columns of a job node that both graphs share, and the candidates."""
     k = shop.slot[i]
     now = shop.now[i]
@@ -334,7 +330,7 @@ def write_ahead(
             x[c + 7] = mode.blocking and is_down(shop, i, m)
             there += x[c]
         m = problem.machine[k, first]
-        ready = max(shop.ready[i, j] - now, 0)
+        ready = max(known_end(shop, i, j) - now, 0)
         c = 9 + 8 * 3
         start = ready if mode.blocking else max(ready, shop.free[i, m] - now)
         x[c] = np.float32(start) * inv

@@ -68,7 +68,7 @@ def step(problem: Problem, shop: Shop, mode: Mode, i: int, action: int) -> float
 @inlined
 def is_over(shop: Shop, i: int) -> bool:
     """All jobs are done, or nothing can ever move again."""
-    return shop.jobs_left[i] == 0 or shop.dead[i] == 1
+    return bool(shop.jobs_left[i] == 0 or shop.dead[i] == 1)
 
 
 @inlined
@@ -182,7 +182,7 @@ def open_classic(problem: Problem, shop: Shop, mode: Mode, i: int) -> None:
 def is_down(shop: Shop, i: int, m: int) -> bool:
     """Machine m is shut down now."""
     w = shop.down_at[i, m]
-    return w < shop.down_ptr[i, m + 1] and shop.down_from[i, w] <= shop.now[i]
+    return bool(w < shop.down_ptr[i, m + 1] and shop.down_from[i, w] <= shop.now[i])
 
 
 @inlined
@@ -190,8 +190,8 @@ def known_end(shop: Shop, i: int, j: int) -> int:
     """Earliest end of job j's current operation for all that is known now: a repair may come at any moment."""
     m = shop.holds[i, j]
     if m >= 0 and is_down(shop, i, m) and shop.ready[i, j] > shop.now[i]:
-        return shop.now[i] + shop.ready[i, j] - shop.down_to[i, shop.down_at[i, m]]
-    return shop.ready[i, j]
+        return int(shop.now[i] + shop.ready[i, j] - shop.down_to[i, shop.down_at[i, m]])
+    return int(shop.ready[i, j])
 
 
 @inlined
@@ -214,7 +214,7 @@ def enter(problem: Problem, shop: Shop, i: int, j: int) -> None:
     while True:
         other = shop.holder[i, problem.machine[k, shop.next_op[i, mover]]]
         place(problem, shop, i, mover)
-        if other == -1 or other == j or other == mover:
+        if other in (-1, j, mover):
             return
         mover = other
 

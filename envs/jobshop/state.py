@@ -135,7 +135,8 @@ def put_instance(problem: Problem, slot: int, instance: Instance, blocking: bool
     if blocking and (instance.duration < 1).any():
         op = int(np.argmax(instance.duration < 1))
         raise InvalidInstanceError(
-            f"instance {instance.name!r}: operation {instance.op_name(op)} has duration 0; blocking shops need at least 1"
+            f"instance {instance.name!r}: operation {instance.op_name(op)} has duration 0; "
+            "blocking shops need at least 1"
         )
     ptr = instance.job_ptr
     cumulated = np.cumsum(instance.duration)
@@ -164,7 +165,9 @@ def put_instance(problem: Problem, slot: int, instance: Instance, blocking: bool
 def _route_mask(instance: Instance, words: int) -> U64:
     """Bit sets of the machines that each operation and its successors need, shape (ops, words)."""
     bits = np.zeros((instance.num_ops, words), np.uint64)
-    bits[np.arange(instance.num_ops), instance.machine // 64] = np.uint64(1) << (instance.machine % 64).astype(np.uint64)
+    bits[np.arange(instance.num_ops), instance.machine // 64] = np.uint64(1) << (instance.machine % 64).astype(
+        np.uint64
+    )
     for j in range(instance.num_jobs):
         job = slice(instance.job_ptr[j], instance.job_ptr[j + 1])
         bits[job] = np.bitwise_or.accumulate(bits[job][::-1], axis=0)[::-1]

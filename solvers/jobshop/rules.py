@@ -152,7 +152,14 @@ def draw(state: npt.NDArray[np.uint64]) -> float:
 
 @inlined
 def choose(
-    problem: Problem, shop: Shop, i: int, rule: int, cap: int, noise: float, state: npt.NDArray[np.uint64], priority: F64
+    problem: Problem,
+    shop: Shop,
+    i: int,
+    rule: int,
+    cap: int,
+    noise: float,
+    state: npt.NDArray[np.uint64],
+    priority: F64,
 ) -> int:
     """The rule's action in environment i.
 
@@ -169,7 +176,7 @@ def choose(
             if shop.mask[i, j] == 1 and shop.next_op[i, j] > problem.job_ptr[k, j]:
                 others = True
         if not others and shop.mask[i, wait] == 1:
-            return wait
+            return int(wait)
     best = -1
     total = square = 0.0
     count = 0
@@ -238,7 +245,7 @@ class Rollout:
 def cap_in_jobs(cap: float | None, num_machines: int) -> int:
     """A cap given as a share of the machines, in whole jobs, at least 1; None is no cap."""
     if cap is None:
-        return np.iinfo(np.int32).max
+        return int(np.iinfo(np.int32).max)
     if not cap > 0:
         raise UsageError(f"cap is {cap}; it is a share of the machines and must be above 0")
     return max(1, int(cap * num_machines + 0.5))
@@ -248,7 +255,7 @@ def play(
     batch: ShopBatch,
     rule: str | Sequence[str],
     *,
-    cap: float | None | Sequence[float | None] = None,
+    cap: float | Sequence[float | None] | None = None,
     noise: float = 0.0,
     seed: int = 0,
 ) -> npt.NDArray[np.int64]:
@@ -273,7 +280,7 @@ def play(
     codes = np.array([known[name] for name in names], np.int32)
     machines = batch.problem.num_machines[batch.shop.slot]
     limits = np.array([cap_in_jobs(c, int(m)) for c, m in zip(caps, machines, strict=True)], np.int32)
-    stream = np.random.SeedSequence(seed).generate_state(n, np.uint64).reshape(n, 1)
+    stream = np.asarray(np.random.SeedSequence(seed).generate_state(n, np.uint64), np.uint64).reshape(n, 1)
     priority = np.empty(batch.capacity.jobs)
     _play(batch.problem, batch.shop, batch.mode, codes, limits, np.full(n, float(noise)), stream, priority)
     return batch.makespan
