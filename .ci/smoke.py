@@ -4,7 +4,10 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import gymnasium
+
 import dispatchgym
+from dispatchgym.envs import ENVS
 
 
 def main(checkout: str) -> None:
@@ -17,6 +20,12 @@ def main(checkout: str) -> None:
     for name in ("envs", "solvers", "agents", "serving", "configs"):
         if importlib.util.find_spec(name) is not None:
             sys.exit(f"error: `import {name}` works; only `dispatchgym.{name}` must")
+    for name in ENVS:
+        env = gymnasium.make(name)
+        observation, _ = env.reset(seed=0)
+        if observation not in env.observation_space:
+            sys.exit(f"error: the first observation of {name} lies outside its space")
+    print(f"wheel check: all of {', '.join(ENVS)} can be made and reset")
     print(f"wheel check: dispatchgym {dispatchgym.__version__} imports from the fresh environment, no other name does")
 
 

@@ -12,3 +12,7 @@ except metadata.PackageNotFoundError:  # a checkout that was never installed
 _checkout = Path(__file__).resolve().parent.parent
 if not (Path(__file__).parent / "envs").is_dir() and (_checkout / "pyproject.toml").is_file():
     __path__.append(str(_checkout))
+
+from dispatchgym.envs import register_envs  # noqa: E402 (needs the path above)
+
+register_envs()  # Gymnasium 1 loads no plug-ins: importing dispatchgym is what makes its ids known

@@ -9,7 +9,7 @@ ENVS = {
 
 
 def register_envs() -> None:
-    """Make the ids known to Gymnasium; an installed package does so by itself when gymnasium is imported."""
+    """Make the ids known to Gymnasium; `import dispatchgym` does it."""
     import gymnasium
 
     for name, entry_point in ENVS.items():

@@ -12,9 +12,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import gymnasium
 import pytest
 
 import dispatchgym
+from dispatchgym.envs import ENVS
 from dispatchgym.envs.registry import Registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,6 +106,17 @@ def test_every_registry_entry_can_be_imported() -> None:
     for registry in registries.values():
         for name in registry:
             assert registry[name] is not None
+
+
+def test_importing_dispatchgym_makes_its_ids_known_to_gymnasium(tmp_path: Path) -> None:
+    code = "import gymnasium, dispatchgym; print(*(n for n in gymnasium.registry if n.startswith('dispatchgym/')))"
+    done = run_python(code, tmp_path)
+    assert (done.returncode, done.stdout.split()) == (0, list(ENVS)), done.stderr
+
+
+@pytest.mark.parametrize("name", ENVS)
+def test_every_registered_environment_can_be_made(name: str) -> None:
+    gymnasium.make(name).close()
 
 
 def test_a_checkout_imports_under_one_name_only(tmp_path: Path) -> None:
