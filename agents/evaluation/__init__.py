@@ -1,0 +1,1 @@
+"""Holding every policy to account: suites, runs that survive interruption, statistics, and the report."""

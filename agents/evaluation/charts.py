@@ -1,0 +1,213 @@
+"""The report's pictures as inline SVG: box plots of a group, and solver curves beside the rules' times.
+
+Colours and fonts come from the page's style sheet, so that the pictures follow its light and dark look.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import pairwise
+
+import numpy as np
+
+WIDTH = 560
+ROW = 22
+AXIS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """One policy's values in a group; `kind` is the style class that colours it."""
+
+    label: str
+    kind: str
+    values: Sequence[float]
+
+
+def box_plot(boxes: Iterable[Box], unit: str) -> str:
+    """A row per policy: quartiles as a box, the median as a bar, extremes as whiskers; dots for up to 12 values.
+
+    Quartiles interpolate linearly between values, as `numpy.percentile` does.
+    """
+    rows = [box for box in boxes if box.values]
+    left, right = _label_width(rows), WIDTH - 14
+    low, high = min(min(b.values) for b in rows), max(max(b.values) for b in rows)
+    ticks = nice_ticks(min(low, 0.0) if unit == "%" else low, high)
+    scale = _Scale(ticks[0], max(ticks[-1], high), left, right)
+    height = ROW * len(rows) + AXIS
+    parts = [_grid(scale, ticks, ROW * len(rows), unit)]
+    for k, box in enumerate(rows):
+        y = ROW * k + ROW / 2
+        q = np.percentile(np.asarray(box.values), [0, 25, 50, 75, 100])
+        x = [scale(float(v)) for v in q]
+        least, lower, median, upper, most = (f"{v:.4g}{unit}" for v in q)
+        tip = f"{box.label}: median {median}, quartiles {lower} to {upper}, range {least} to {most}"
+        parts.append(
+            f'<g class="{box.kind}"><title>{escape(tip)}</title>'
+            f'<text class="label" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(box.label)}</text>'
+            f'<line class="whisker" x1="{x[0]:.1f}" x2="{x[4]:.1f}" y1="{y}" y2="{y}"/>'
+            f'<rect class="box" x="{x[1]:.1f}" y="{y - 6}" width="{max(x[3] - x[1], 1):.1f}" height="12" rx="2"/>'
+            f'<line class="median" x1="{x[2]:.1f}" x2="{x[2]:.1f}" y1="{y - 7}" y2="{y + 7}"/>'
+        )
+        if len(box.values) <= 12:
+            parts += [f'<circle class="dot" cx="{scale(v):.1f}" cy="{y}" r="2.2"/>' for v in box.values]
+        parts.append("</g>")
+    return _svg(height, parts, "Box plot of " + ", ".join(b.label for b in rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A solver's mean gap over time; `bound` is its mean proven bound on the same scale."""
+
+    label: str
+    kind: str
+    incumbent: Sequence[tuple[float, float]]
+    bound: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A policy that answers once: its mean time and its mean gap."""
+
+    label: str
+    kind: str
+    wall_s: float
+    gap: float
+
+
+def anytime_chart(curves: Sequence[Curve], points: Sequence[Point], height: int = 340) -> str:
+    """Gap over wall time, time on a logarithmic axis: steps for solvers (bound dashed), dots for the rest."""
+    times = [t for c in curves for t, _ in (*c.incumbent, *c.bound)] + [p.wall_s for p in points]
+    first, last = (
+        math.floor(math.log10(max(min(times), 1e-6))),
+        math.ceil(math.log10(max(max(times), 1e-6) * 1.0001)),
+    )
+    x = _Scale(first, max(last, first + 1), 52, WIDTH - 14)
+    tops = [p.gap for p in points] + [c.incumbent[-1][1] for c in curves if c.incumbent]
+    bottoms = [c.bound[-1][1] for c in curves if c.bound] + [0.0]
+    ticks = nice_ticks(max(min(bottoms), -1.5 * max(*tops, 10.0)), max(*tops, 1.0) * 1.1)
+    plot = height - AXIS - 16
+    y = _Scale(ticks[-1], ticks[0], 6, plot)
+    parts = [f'<clipPath id="plot"><rect x="52" y="0" width="{WIDTH - 66}" height="{plot}"/></clipPath>']
+    for tick in ticks:
+        zero = " zero" if tick == 0 else ""
+        parts.append(
+            f'<line class="grid{zero}" x1="52" x2="{WIDTH - 14}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
+            f'<text class="tick" x="46" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}%</text>'
+        )
+    parts += [
+        f'<line class="grid" x1="{x(power):.1f}" x2="{x(power):.1f}" y1="6" y2="{plot}"/>'
+        f'<text class="tick" x="{x(power):.1f}" y="{plot + 16}" text-anchor="middle">{_power(power)}</text>'
+        for power in range(first, int(x.high) + 1)
+    ]
+    parts.append(f'<text class="tick" x="{WIDTH - 14}" y="{height - 4}" text-anchor="end">wall time of one run</text>')
+    for number, curve in enumerate(curves):
+        name = escape(curve.label)
+        parts.append(f'<g class="{curve.kind} c{number % 4}" clip-path="url(#plot)"><title>{name}</title>')
+        for style, steps in (("line", curve.incumbent), ("line bound", curve.bound)):
+            if steps:
+                parts.append(f'<path class="{style}" d="{_steps(steps, x, y)}"/>')
+        parts.append("</g>")
+        if curve.incumbent:
+            t, gap = curve.incumbent[-1]
+            at = f'x="{min(x(_log(t)), WIDTH - 14) - 4:.1f}" y="{y(gap) - 6:.1f}"'
+            parts.append(f'<text class="label" {at} text-anchor="end">{name}</text>')
+    parts += _labelled_points(points, x, y)
+    return _svg(height, parts, "Gap over wall time")
+
+
+def mean_steps(histories: Sequence[Sequence[tuple[float, float]]], most: int = 240) -> list[tuple[float, float]]:
+    """The mean of step functions, from the moment that all of them have begun.
+
+    Args:
+        histories: per run (time, value) in time order; a value holds until the next and after the last.
+        most: points kept, evenly by order, the last always.
+    """
+    if not histories or not all(histories):
+        return []
+    begin = max(history[0][0] for history in histories)
+    times = sorted({begin, *(t for history in histories for t, _ in history if t > begin)})
+    if len(times) > most:
+        times = [times[round(k * (len(times) - 1) / (most - 1))] for k in range(most)]
+    total = np.zeros(len(times))
+    for history in histories:
+        at = np.searchsorted([t for t, _ in history], times, side="right") - 1
+        total += np.array([v for _, v in history])[at]
+    return list(zip(times, (total / len(histories)).tolist(), strict=True))
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers, evenly spaced, the first at or below `low` and the last at or above `high`."""
+    raw = (high - low) / count or 1.0
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(k * step, 10) for k in range(first, max(last, first + 1) + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """Maps low .. high to left .. right, linearly."""
+
+    low: float
+    high: float
+    left: float
+    right: float
+
+    def __call__(self, value: float) -> float:
+        return self.left + (value - self.low) / (self.high - self.low) * (self.right - self.left)
+
+
+def _grid(scale: _Scale, ticks: Iterable[float], bottom: float, unit: str) -> str:
+    return "".join(
+        f'<line class="grid" x1="{scale(t):.1f}" x2="{scale(t):.1f}" y1="0" y2="{bottom}"/>'
+        f'<text class="tick" x="{scale(t):.1f}" y="{bottom + 16}" text-anchor="middle">{t:g}{unit}</text>'
+        for t in ticks
+    )
+
+
+def _labelled_points(points: Sequence[Point], x: _Scale, y: _Scale) -> list[str]:
+    """Dots with names beside them, pushed apart where they would overlap."""
+    parts = []
+    taken: list[tuple[float, float]] = []  # (x, y) of labels so far
+    for point in sorted(points, key=lambda p: -p.gap):
+        px, py = x(_log(point.wall_s)), y(point.gap)
+        ly = py
+        while any(abs(px - ox) < 110 and ly - oy < 13 for ox, oy in taken):
+            ly += 1
+        taken.append((px, ly))
+        tip = f"{point.label}: {point.gap:.2f}% in {point.wall_s:.3g} s"
+        parts.append(
+            f'<g class="{point.kind}"><title>{escape(tip)}</title>'
+            f'<circle class="point" cx="{px:.1f}" cy="{py:.1f}" r="4"/>'
+            f'<line class="leader" x1="{px + 4:.1f}" y1="{py:.1f}" x2="{px + 10:.1f}" y2="{ly:.1f}"/>'
+            f'<text class="label" x="{px + 12:.1f}" y="{ly + 4:.1f}">{escape(point.label)}</text></g>'
+        )
+    return parts
+
+
+def _steps(points: Sequence[tuple[float, float]], x: _Scale, y: _Scale) -> str:
+    path = [f"M{x(_log(points[0][0])):.1f} {y(points[0][1]):.1f}"]
+    for (_, before), (t, after) in pairwise(points):
+        path.append(f"H{x(_log(t)):.1f}" + (f"V{y(after):.1f}" if after != before else ""))
+    return "".join(path)
+
+
+def _log(seconds: float) -> float:
+    return math.log10(max(seconds, 1e-6))
+
+
+def _power(power: int) -> str:
+    names: Mapping[int, str] = {-6: "1 µs", -5: "10 µs", -4: "0.1 ms", -3: "1 ms", -2: "10 ms", -1: "0.1 s"}
+    return names.get(power, f"{10.0**power:g} s")
+
+
+def _label_width(boxes: Iterable[Box]) -> int:
+    return min(260, 22 + round(7.2 * max(len(box.label) for box in boxes)))
+
+
+def _svg(height: float, parts: Iterable[str], label: str) -> str:
+    return f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'

@@ -1,0 +1,445 @@
+"""report.html: one file with the tables and pictures of an evaluation, for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from dispatchgym.agents.evaluation.charts import Box, Curve, Point, anytime_chart, box_plot, mean_steps
+from dispatchgym.agents.evaluation.files import atomic_write
+from dispatchgym.agents.evaluation.policies import Kind
+from dispatchgym.agents.evaluation.problem import WORLDS
+from dispatchgym.agents.evaluation.results import Finished, Row
+from dispatchgym.agents.evaluation.summary import Entry
+from dispatchgym.agents.evaluation.table import against, difference, interval, number, ranking, seconds
+from dispatchgym.envs.jobshop.schedule import Variant
+
+GANTT_BYTES = 3_000_000
+"""Start times in the page beyond this are left to the evidence files."""
+
+KINDS: dict[Kind, str] = {
+    "rule": "priority rule",
+    "learned": "learned rule",
+    "search": "best of many randomised runs",
+    "solver": "exact solver, stopped at its limit",
+    "clairvoyant": "solver told every shutdown beforehand",
+}
+
+NOTES = (
+    (
+        "Gap",
+        "How far a makespan lies above the reference, in percent of the reference. Negative means better than a "
+        "best-known value.",
+    ),
+    (
+        "References",
+        "<b>optimum</b>: proven, nothing is shorter. <b>best-known</b>: the best value published, not proven; the "
+        "true gap may be larger. <b>bound</b>: a proven lower bound; the true gap is smaller or equal. "
+        "<b>clairvoyant</b>: the best schedule CP-SAT found within its limit knowing every shutdown beforehand, which "
+        "no policy can; not proven unless its own row says optimal.",
+    ),
+    (
+        "IQM and intervals",
+        "The interquartile mean is the mean of the middle half, so that single odd instances do not decide. Intervals "
+        "are 95 % stratified bootstrap intervals: instances are drawn anew within their group, seeds within their "
+        "instance. No interval is shown where nothing varies.",
+    ),
+    (
+        "Difference to the base",
+        "On the same instances and the same shutdowns, problem by problem: points of the gap, or percent of the base's "
+        "makespan where there is no reference. Negative is better.",
+    ),
+    (
+        "Builder",
+        "How a rule's choices become a schedule. <b>non-delay</b> never leaves a machine idle that could start; "
+        "<b>active</b> may wait for a better job; <b>hybrid</b> lies between. It matters more than the rule, so it is "
+        "always named. <b>event</b>: the blocking shops go from event to event.",
+    ),
+    (
+        "Time",
+        "Wall and CPU time of one run, compilation and loading left out. Runs share the machine with the other workers "
+        "of this evaluation. Limits written 5d are deterministic seconds of CP-SAT: the same work on every machine.",
+    ),
+)
+
+
+def write_report(
+    path: Path,
+    head: Mapping[str, Any],
+    finished: Finished,
+    rows: Sequence[Row],
+    entries: Sequence[Entry],
+    failures: Sequence[Mapping[str, Any]],
+    tuned: Sequence[Mapping[str, Any]],
+    contradictions: Sequence[str],
+) -> None:
+    """Write the page; it needs nothing but itself."""
+    assets = files("dispatchgym.agents.evaluation") / "assets"
+    worlds = list(dict.fromkeys(row.variant for row in rows))
+    kinds: dict[str, Kind] = {each["policy"]: each["kind"] for each in head["policies"]}
+    gantt = {world: _gantt_data(world, finished, rows, entries) for world in worlds}
+    body = [
+        _header(head, rows),
+        _alarms(failures, contradictions),
+        '<div class="cards">',
+        *(_card(world, entries, kinds) for world in worlds),
+        "</div>",
+        _legend(kinds.values()),
+        *(_world(world, finished, rows, entries, kinds, tuned, bool(gantt[world])) for world in worlds),
+        _notes(head),
+    ]
+    # "</" would end the script element early.
+    data = json.dumps(gantt, separators=(",", ":")).replace("</", "<\\/")
+    with atomic_write(path) as file:
+        file.write(
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"<title>{escape(head['suite'])} - dispatchgym evaluation</title>\n"
+            f"<style>\n{(assets / 'report.css').read_text(encoding='utf-8')}</style>\n</head>\n<body>\n<main>\n"
+        )
+        file.write("\n".join(body))
+        file.write(
+            '\n</main>\n<div id="tip" class="tip" hidden></div>\n'
+            f'<script type="application/json" id="gantt">{data}</script>\n'
+            f"<script>\n{(assets / 'report.js').read_text(encoding='utf-8')}</script>\n</body>\n</html>\n"
+        )
+
+
+def _header(head: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    problems = len({(row.variant, row.group, row.instance) for row in rows})
+    session = head["sessions"][-1]
+    machines = dict.fromkeys(f"{s['cpu']}, {s['cores']} cores" for s in head["sessions"])
+    libraries = ", ".join(f"{name} {version}" for name, version in head["versions"].items())
+    valid = sum(row.value is not None for row in rows)
+    return (
+        '<p class="eyebrow">dispatchgym evaluation</p>'
+        f"<h1>{escape(head['suite'])}</h1>"
+        f"<p>{len(head['policies'])} policies on {problems} problems, {_count(head['seeds'], 'seed')}: {len(rows)} "
+        f"runs, of which {valid} gave a schedule that the independent validator accepts. Others are compared with "
+        f"<b>{escape(head['base'])}</b>.</p>"
+        f'<p class="soft">{escape(session["began"].replace("T", " ").replace("+00:00", " UTC"))} &middot; '
+        f"{escape('; '.join(machines))} &middot; {escape(libraries)}</p>"
+    )
+
+
+def _alarms(failures: Sequence[Mapping[str, Any]], contradictions: Sequence[str]) -> str:
+    parts = []
+    if contradictions:
+        lines = "\n".join(escape(line) for line in contradictions[:10])
+        parts.append(
+            '<div class="card alarm"><b>Facts that contradict each other.</b> A reference, the validator or a '
+            f"model is wrong; trust no number here until it is found.<pre>{lines}</pre></div>"
+        )
+    if failures:
+        lines = "\n".join(escape(f"{f['status']}: {f['item']}\n{f['message'].strip()}") for f in failures[:10])
+        more = " The first 10 of them:" if len(failures) > 10 else ""
+        parts.append(
+            f'<div class="card alarm"><b>{_count(len(failures), "run")} failed</b> and count in no mean.{more}'
+            f"<pre>{lines}</pre></div>"
+        )
+    return "\n".join(parts)
+
+
+def _card(world: Variant, entries: Sequence[Entry], kinds: Mapping[str, Kind]) -> str:
+    """What a manager reads: the best policy of each kind in one shop."""
+    total = sorted((e for e in entries if e.variant == world and e.group is None), key=ranking)
+    lines = []
+    for label, wanted in (
+        ("Best rule that decides as it goes", ("rule", "learned")),
+        ("Best of many runs", ("search",)),
+        ("Best solver", ("solver",)),
+        ("With all shutdowns known beforehand", ("clairvoyant",)),
+    ):
+        best = next((e for e in total if kinds[e.policy] in wanted and e.mean is not None), None)
+        if best is None:
+            continue
+        proven = f", {best.proven} of {best.runs} proven optimal" if best.proven else ""
+        unsolved = f", {best.runs - best.solved} of {best.runs} unsolved" if best.solved < best.runs else ""
+        spread = interval(best.mean_interval, best.metric)
+        lines.append(
+            f"<div><dt>{label}</dt><dd><b>{escape(best.policy)}</b> &nbsp;<b>{number(best.mean, best.metric)}</b></dd>"
+            f'<dd class="soft">{spread} in {seconds(best.wall_s)}{proven}{unsolved}</dd></div>'
+        )
+    what = "mean " + against(total[0])
+    return (
+        f'<div class="card"><h3><a href="#{world}">{WORLDS[world]}</a></h3><dl>{"".join(lines)}</dl>'
+        f'<p class="soft">{escape(what)}</p></div>'
+    )
+
+
+def _legend(kinds: Iterable[Kind]) -> str:
+    present = set(kinds)
+    return (
+        '<div class="legend">'
+        + "".join(
+            f'<span class="{kind}"><span class="dotmark"></span>{meaning}</span>'
+            for kind, meaning in KINDS.items()
+            if kind in present
+        )
+        + "</div>"
+    )
+
+
+def _world(
+    world: Variant,
+    finished: Finished,
+    rows: Sequence[Row],
+    entries: Sequence[Entry],
+    kinds: Mapping[str, Kind],
+    tuned: Sequence[Mapping[str, Any]],
+    has_gantt: bool,
+) -> str:
+    in_shop = [entry for entry in entries if entry.variant == world]
+    total = sorted((e for e in in_shop if e.group is None), key=ranking)
+    groups = list(dict.fromkeys(e.group for e in in_shop if e.group is not None))
+    parts = [f'<section id="{world}"><h2>{WORLDS[world]}</h2>', _total_table(total, kinds)]
+    if caps := [each for each in tuned if each["variant"] == world]:
+        said = "; ".join(f"{each['policy']} in {each['group']}: {each['cap'] or 'no cap'}" for each in caps)
+        parts.append(f'<p class="soft">Caps chosen on generated instances, never on these: {escape(said)}.</p>')
+    if len(groups) > 1:
+        parts += ["<h3>Mean of each group</h3>", _group_table(in_shop, total, groups, kinds)]
+    parts += ["<h3>Spread within each group</h3>", _box_plots(world, rows, in_shop, total, groups, kinds)]
+    if chart := _anytime(world, finished, rows, kinds):
+        parts += ["<h3>What more time buys</h3>", chart]
+    if has_gantt:
+        parts += ["<h3>The schedules themselves</h3>", _gantt(world)]
+    return "\n".join([*parts, "</section>"])
+
+
+def _total_table(total: Sequence[Entry], kinds: Mapping[str, Kind]) -> str:
+    base = next((entry.base for entry in total if entry.base), "")
+    head = "".join(
+        f'<th class="{css}">{title}</th>'
+        for title, css in (
+            ("policy", "left"),
+            ("builder", "left"),
+            ("mean gap" if total[0].metric == "gap_pct" else "mean makespan", ""),
+            ("IQM", ""),
+            (f"difference to {escape(base)}" if base else "difference", ""),
+            ("better&nbsp;/ same&nbsp;/ worse", ""),
+            ("proven", ""),
+            ("solved", ""),
+            ("decisions", ""),
+            ("wall", ""),
+            ("CPU", ""),
+        )
+    )
+    best = _best_mean(total, kinds)
+    body = []
+    for e in total:
+        pair = e.paired
+        body.append(
+            f'<tr class="{"failed" if e.failed else ""}">{_name_cell(e.policy, kinds)}'
+            f'<td class="left">{escape(e.builder or "-")}</td>'
+            f'<td class="{"best" if e.mean is not None and e.mean == best else ""}">{number(e.mean, e.metric)}'
+            f'<span class="spread">{interval(e.mean_interval, e.metric)}</span></td>'
+            f"<td>{number(e.interquartile_mean, e.metric)}"
+            f'<span class="spread">{interval(e.interquartile_mean_interval, e.metric)}</span></td>'
+            f"<td>{_difference_cell(e)}</td>"
+            f"<td>{f'{pair.better} / {pair.equal} / {pair.worse}' if pair else ''}</td>"
+            f"<td>{e.proven or ''}</td><td>{e.solved}/{e.runs}</td>"
+            f"<td>{'' if e.decisions is None else f'{e.decisions:.0f}'}</td>"
+            f"<td>{seconds(e.wall_s)}</td><td>{seconds(e.cpu_s)}</td></tr>"
+        )
+    caption = f"Mean {against(total[0])}; {total[0].instances} instances. 95 % intervals in brackets."
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        f'<p class="soft">{escape(caption)}</p>'
+    )
+
+
+def _difference_cell(entry: Entry) -> str:
+    value, _, spread = difference(entry).partition(" ")
+    return f'{escape(value)}<span class="spread">{escape(spread)}</span>'
+
+
+def _group_table(
+    entries: Sequence[Entry], total: Sequence[Entry], groups: Sequence[str], kinds: Mapping[str, Kind]
+) -> str:
+    cells = {(entry.group, entry.policy): entry for entry in entries}
+    best = {group: _best_mean([e for e in entries if e.group == group], kinds) for group in groups}
+    body = []
+    for policy in (entry.policy for entry in total):
+        columns = []
+        for group in groups:
+            cell = cells.get((group, policy))
+            css = "best" if cell and cell.mean is not None and cell.mean == best[group] else ""
+            columns.append(f'<td class="{css}">{number(cell.mean, cell.metric) if cell else "-"}</td>')
+        body.append(f"<tr>{_name_cell(policy, kinds)}{''.join(columns)}</tr>")
+    kinds_of_groups = {group: next(e for e in entries if e.group == group) for group in groups}
+    head = "".join(f'<th title="{escape(against(e))}">{escape(group)}</th>' for group, e in kinds_of_groups.items())
+    return (
+        f'<div class="scroll"><table class="groups"><thead><tr><th>policy</th>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+        '<p class="soft">Shaded: the best that is not told the shutdowns beforehand.</p>'
+    )
+
+
+def _name_cell(policy: str, kinds: Mapping[str, Kind]) -> str:
+    return f'<td class="{kinds[policy]}"><span class="dotmark"></span>{escape(policy)}</td>'
+
+
+def _best_mean(entries: Iterable[Entry], kinds: Mapping[str, Kind]) -> float | None:
+    """The least mean of a policy that solved everything and was told nothing beforehand."""
+    return min(
+        (e.mean for e in entries if e.mean is not None and e.solved == e.runs and kinds[e.policy] != "clairvoyant"),
+        default=None,
+    )
+
+
+def _box_plots(
+    world: Variant,
+    rows: Sequence[Row],
+    entries: Sequence[Entry],
+    total: Sequence[Entry],
+    groups: Sequence[str],
+    kinds: Mapping[str, Kind],
+) -> str:
+    plots = []
+    for group in groups:
+        entry = next(e for e in entries if e.group == group)
+        is_gap = entry.metric == "gap_pct"
+        boxes = []
+        for policy in (each.policy for each in total):
+            mine = [r for r in rows if (r.variant, r.group, r.policy) == (world, group, policy)]
+            values = [v for r in mine if (v := r.gap_pct if is_gap else r.value) is not None]
+            boxes.append(Box(policy, kinds[policy], values))
+        if any(box.values for box in boxes):
+            plots.append(
+                f'<figure class="panel"><h4>{escape(group)}</h4>{box_plot(boxes, "%" if is_gap else "")}'
+                f"<figcaption>{escape(against(entry))}</figcaption></figure>"
+            )
+    return f'<div class="plots">{"".join(plots)}</div>'
+
+
+def _anytime(world: Variant, finished: Finished, rows: Sequence[Row], kinds: Mapping[str, Kind]) -> str:
+    """Solver curves over the problems of one shop that have a reference, beside everybody else's time and gap."""
+    curves: dict[str, tuple[list[list[tuple[float, float]]], list[list[tuple[float, float]]]]] = {}
+    others: dict[str, list[Row]] = {}
+    for (_, result), row in zip(finished, rows, strict=True):
+        if row.variant != world or row.reference is None or row.gap_pct is None:
+            continue
+        if result.history:
+            found, bounds = curves.setdefault(row.policy, ([], []))
+            scale = 100.0 / row.reference
+            found.append([(float(t), v * scale - 100) for t, v, _ in _known(result.history)])
+            bounds.append([(float(t or 0), float(b or 0) * scale - 100) for t, _, b in result.history])
+        else:
+            others.setdefault(row.policy, []).append(row)
+    if not curves:
+        return ""
+    lines = [
+        Curve(policy, kinds[policy], mean_steps(found), mean_steps(bounds))
+        for policy, (found, bounds) in curves.items()
+    ]
+    points = [
+        Point(
+            policy,
+            kinds[policy],
+            sum(r.wall_s for r in mine) / len(mine),
+            sum(r.gap_pct or 0 for r in mine) / len(mine),
+        )
+        for policy, mine in others.items()
+        if policy not in curves
+    ]
+    return (
+        f'<figure class="panel anytime">{anytime_chart(lines, points)}<figcaption>Mean gap over wall time. '
+        "Lines: the solver's best schedule so far, from the moment every run has one; dashed: its proven bound. "
+        "Dots: policies that answer once.</figcaption></figure>"
+    )
+
+
+def _known(history: Sequence[Sequence[float | int | None]]) -> Iterable[tuple[float, float, float | None]]:
+    """The entries of a solver's history that have a schedule."""
+    for t, objective, bound in history:
+        if t is not None and objective is not None:
+            yield t, objective, bound
+
+
+def _gantt(world: Variant) -> str:
+    charts = "".join(
+        f'<div class="chart"><div class="chart-head"><select aria-label="policy of the {which} picture"></select>'
+        '<span class="says soft"></span></div>'
+        f'<svg id="{world}-{which}" role="img" aria-label="Gantt chart"></svg></div>'
+        for which in ("upper", "lower")
+    )
+    buttons = "".join(
+        f'<button type="button" data-do="{do}" aria-label="{label}">{sign}</button>'
+        for do, label, sign in (
+            ("in", "zoom in", "+"),
+            ("out", "zoom out", "&minus;"),
+            ("left", "earlier", "&larr;"),
+            ("right", "later", "&rarr;"),
+            ("reset", "whole schedule", "all"),
+        )
+    )
+    return (
+        f'<div class="panel gantt" data-world="{world}"><div class="controls">'
+        f'<select class="pick-problem" aria-label="problem"></select>{buttons}</div>{charts}'
+        '<p class="soft">One row a machine, one colour a job; pale: the finished job still blocks the machine; '
+        "hatched: the machine is down. Drag to move, Ctrl and wheel or pinch to zoom, point at an operation for its "
+        "times. "
+        "Both pictures share the time axis.</p></div>"
+    )
+
+
+def _gantt_data(
+    world: Variant, finished: Finished, rows: Sequence[Row], entries: Sequence[Entry]
+) -> list[dict[str, Any]]:
+    """The problems of a shop with their schedules of the first seed, as many as fit into the page."""
+    problems: dict[tuple[str, str, str | None], dict[str, Any]] = {}
+    size = 0
+    total = sorted((e for e in entries if e.variant == world and e.group is None), key=ranking)
+    base = next((e.base for e in total if e.base), total[0].policy)
+    first = [base, next((e.policy for e in total if e.policy != base), base)]
+    for (item, result), row in zip(finished, rows, strict=True):
+        problem, key = item.problem, (row.group, row.instance, row.scenario)
+        if row.variant != world or item.seed != 0 or not result.operations:
+            continue
+        if key not in problems:
+            if size > GANTT_BYTES:
+                continue
+            scenario = problem.scenario(0)
+            problems[key] = {
+                "name": row.instance + (f", {row.scenario}" if row.scenario else ""),
+                "machines": problem.instance.num_machines,
+                "job_ptr": problem.instance.job_ptr.tolist(),
+                "machine": problem.instance.machine.tolist(),
+                "duration": problem.instance.duration.tolist(),
+                "blocking": world != "jssp",
+                "downtime": [[d["machine"], d["from"], d["to"]] for d in scenario.downtime()] if scenario else [],
+                "first": first,
+                "runs": {},
+            }
+            size += 9 * problem.instance.num_ops
+        start, end, _ = result.operations
+        run: dict[str, Any] = {
+            "makespan": row.value,
+            "gap": row.gap_pct,
+            "against": row.reference_kind,
+            "start": start,
+        }
+        if problem.has_shutdowns:
+            run["end"] = end
+        problems[key]["runs"][row.policy] = run
+        size += (10 if problem.has_shutdowns else 5) * problem.instance.num_ops
+    return list(problems.values())
+
+
+def _notes(head: Mapping[str, Any]) -> str:
+    said = "".join(f"<dt>{title}</dt><dd>{text}</dd>" for title, text in NOTES)
+    asides = "".join(f"<li>{escape(note)}</li>" for note in head["notes"])
+    more = f"<h3>In this run</h3><ul>{asides}</ul>" if asides else ""
+    return (
+        f'<section><h2>How to read this</h2><dl class="notes">{said}</dl>{more}'
+        '<p class="soft">Every number comes from <code>results.json</code> and <code>summary.json</code> beside '
+        "this page; docs/formats.md describes them.</p></section>"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

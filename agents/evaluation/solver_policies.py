@@ -1,0 +1,149 @@
+"""CP-SAT as a policy: by itself, told the shutdowns beforehand, or solved anew whenever one happens."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+
+from dispatchgym.agents.evaluation.policies import (
+    ALL_VARIANTS,
+    Answer,
+    Kind,
+    RulePolicy,
+    Run,
+    number,
+    parse_rule,
+    parts,
+)
+from dispatchgym.agents.evaluation.problem import Problem
+from dispatchgym.envs.api import UsageError
+from dispatchgym.envs.jobshop.scenario import Scenario
+from dispatchgym.envs.jobshop.schedule import Variant
+from dispatchgym.solvers.jobshop import cp_sat
+
+MOST_WORKERS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How long a solve may take: wall seconds, or deterministic seconds that mean the same work on every machine."""
+
+    amount: float
+    is_deterministic: bool
+
+    def __str__(self) -> str:
+        return f"{self.amount:g}{'d' if self.is_deterministic else 's'}"
+
+    @property
+    def wall(self) -> float | None:
+        return None if self.is_deterministic else self.amount
+
+    @property
+    def deterministic(self) -> float | None:
+        return self.amount if self.is_deterministic else None
+
+
+@dataclass(frozen=True, slots=True)
+class CpSatPolicy:
+    """One solve of the whole problem.
+
+    Args:
+        limit: of the solve.
+        workers: search threads; one, so that a pool of evaluations does not oversubscribe the machine.
+        hint: rule whose schedule the search starts from.
+        is_clairvoyant: in the interrupting shop only, knowing every shutdown; otherwise in the other shops only.
+    """
+
+    limit: Limit
+    workers: int = 1
+    hint: RulePolicy | None = None
+    is_clairvoyant: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{'clairvoyant' if self.is_clairvoyant else 'cp-sat'}@{self.limit}{_suffix(self.workers, self.hint)}"
+
+    @property
+    def kind(self) -> Kind:
+        return "clairvoyant" if self.is_clairvoyant else "solver"
+
+    @property
+    def variants(self) -> frozenset[Variant]:
+        return frozenset(("isbjssp",)) if self.is_clairvoyant else ALL_VARIANTS - {"isbjssp"}
+
+    @property
+    def is_random(self) -> bool:
+        return True
+
+    def builder(self, variant: Variant) -> str | None:
+        return None
+
+    def versions(self) -> dict[str, str | int]:
+        return {"ortools": ortools_version(), "solver_workers": self.workers}
+
+    def prepare(self, problem: Problem) -> Run:
+        cap, notes = self.hint.chosen_cap(problem) if self.hint else (None, {})
+
+        def run(scenario: Scenario | None, seed: int) -> Answer:
+            hint = self.hint.rollout(problem, scenario, seed, cap).schedule if self.hint else None
+            solution = cp_sat.solve(
+                problem.instance,
+                variant=problem.variant,
+                scenario=scenario,
+                time_limit=self.limit.wall,
+                deterministic_limit=self.limit.deterministic,
+                workers=self.workers,
+                seed=seed,
+                hint=hint,
+            )
+            history = tuple((each.wall_s, each.objective, each.bound) for each in solution.history)
+            return Answer(solution.schedule, solution.status, None, solution.bound, history, notes)
+
+        return run
+
+
+def parse_cp_sat(spec: str, delta: float) -> CpSatPolicy:
+    """`cp-sat@10s`, `cp-sat@5d`, with `+hint:RULE` and `+workers:N`."""
+    limit, workers, hint = _parse(spec, delta, "cp-sat")
+    return CpSatPolicy(limit, workers, hint)
+
+
+def parse_clairvoyant(spec: str, delta: float) -> CpSatPolicy:
+    """`clairvoyant@10s`, with the same options as `cp-sat`."""
+    limit, workers, hint = _parse(spec, delta, "clairvoyant")
+    return CpSatPolicy(limit, workers, hint, is_clairvoyant=True)
+
+
+def _parse(spec: str, delta: float, family: str) -> tuple[Limit, int, RulePolicy | None]:
+    head, limit, options = parts(spec.lower())
+    if head != family:
+        raise UsageError(f"policy {spec!r}: write {family}@10s, not {head}")
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|d)", limit or "")
+    if not match or float(match[1]) <= 0:
+        raise UsageError(
+            f"policy {spec!r} needs a limit above 0: {family}@10s in wall seconds or {family}@5d in deterministic ones"
+        )
+    workers, hint = 1, ""
+    for option in options:
+        key, _, value = option.partition(":")
+        if key == "workers":
+            workers = int(number(spec, option, value, 1, MOST_WORKERS))
+        elif key == "hint" and value:
+            hint = value
+        elif hint:
+            hint += f"+{option}"  # an option of the hint's rule, such as its cap
+        else:
+            raise UsageError(f"policy {spec!r}: {option!r} is not an option of {family}; known: hint:RULE, workers:2")
+    return Limit(float(match[1]), match[2] == "d"), workers, parse_rule(hint, delta) if hint else None
+
+
+def _suffix(workers: int, hint: RulePolicy | None) -> str:
+    return (f"+hint:{hint.name}" if hint else "") + (f"+workers:{workers}" if workers > 1 else "")
+
+
+@cache
+def ortools_version() -> str:
+    """Of the installed OR-Tools."""
+    return metadata.version("ortools")

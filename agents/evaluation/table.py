@@ -1,0 +1,125 @@
+"""The summary as a table on the terminal: aligned plain text when nobody is looking at a screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from dispatchgym.agents.evaluation.problem import WORLDS
+from dispatchgym.agents.evaluation.statistics import Interval
+from dispatchgym.agents.evaluation.summary import Entry, Metric
+
+WIDE = 116
+"""Columns of a terminal that shows everything."""
+
+
+def print_summary(entries: Sequence[Entry], console: Console) -> None:
+    """One table a shop: every policy over all groups, then the mean of each group."""
+    for variant in dict.fromkeys(entry.variant for entry in entries):
+        in_shop = [entry for entry in entries if entry.variant == variant]
+        total = sorted((e for e in in_shop if e.group is None), key=ranking)
+        groups = list(dict.fromkeys(e.group for e in in_shop if e.group is not None))
+        builders = dict.fromkeys(entry.builder for entry in total if entry.builder)
+        named = f" ({', '.join(builders)})" if len(builders) == 1 else ""
+        _print(f"{WORLDS[variant]}{named}: {against(total[0])}", _total_table(total, builders, console), console)
+        if len(groups) > 1:
+            _print(f"{WORLDS[variant]}: mean of each group", _group_table(in_shop, total, groups, console), console)
+
+
+def ranking(entry: Entry) -> tuple[bool, float]:
+    """Sorts the best first; a policy that left problems unsolved comes behind those that did not."""
+    return entry.solved < entry.runs, float("inf") if entry.mean is None else entry.mean
+
+
+def against(entry: Entry) -> str:
+    """What the numbers of an entry are measured against: 'optimum', or '7 best-known, 33 optimum'."""
+    kinds = entry.reference_kinds
+    if entry.metric == "makespan":
+        return "makespan, no reference"
+    if len(kinds) == 1:
+        return f"gap to {next(iter(kinds))}"
+    return (
+        "gap to "
+        + ", ".join(f"{count} {kind}" for kind, count in kinds.items() if kind != "none")
+        + (f" ({kinds['none']} without reference left out)" if "none" in kinds else "")
+    )
+
+
+def number(value: float | None, metric: Metric) -> str:
+    """A gap in percent with one decimal, or a makespan; '-' for none."""
+    if value is None:
+        return "-"
+    return f"{value:.1f}%" if metric == "gap_pct" else f"{value:.0f}" if value >= 1000 else f"{value:.1f}"
+
+
+def interval(ends: Interval | None, metric: Metric) -> str:
+    """'[low, high]', or '' where nothing varies."""
+    return f"[{number(ends.low, metric)}, {number(ends.high, metric)}]" if ends else ""
+
+
+def difference(entry: Entry, has_interval: bool = True) -> str:
+    """Paired difference to the base policy with its interval: points of the gap, or percent of the base's makespan."""
+    if entry.paired is None:
+        return "base" if entry.base is None else "-"
+    unit = "" if entry.metric == "gap_pct" else "%"
+    ends = entry.paired.interval
+    spread = f" [{ends.low:+.1f}, {ends.high:+.1f}]" if ends and has_interval else ""
+    return f"{entry.paired.mean:+.1f}{unit}{spread}"
+
+
+def seconds(value: float) -> str:
+    """A duration a person can read."""
+    if value >= 1:
+        return f"{value:.1f} s"
+    return f"{1000 * value:.1f} ms" if value >= 0.001 else f"{1e6 * value:.0f} µs"
+
+
+def _print(title: str, table: Table, console: Console) -> None:
+    console.print(title, style="bold", soft_wrap=True)
+    console.print(table)
+    console.print()
+
+
+def _total_table(total: Sequence[Entry], builders: Collection[str], console: Console) -> Table:
+    base = next((entry.base for entry in total if entry.base), "")
+    unit = "points" if total[0].metric == "gap_pct" else "percent"
+    is_wide = console.width >= WIDE
+    table = _table(console)
+    columns: dict[str, Callable[[Entry], str]] = {"policy": lambda e: e.policy}
+    if len(builders) > 1:
+        columns["builder"] = lambda e: e.builder or "-"
+    columns["mean"] = lambda e: number(e.mean, e.metric)
+    columns["95 %"] = lambda e: interval(e.mean_interval, e.metric)
+    if is_wide:
+        columns["IQM"] = lambda e: number(e.interquartile_mean, e.metric)
+    columns[f"to {base}, {unit}"] = lambda e: difference(e, has_interval=is_wide)
+    if any(entry.proven for entry in total):
+        columns["proven"] = lambda e: str(e.proven or "")
+    columns["solved"] = lambda e: f"{e.solved}/{e.runs}"
+    columns["wall"] = lambda e: seconds(e.wall_s)
+    if is_wide:
+        columns["CPU"] = lambda e: seconds(e.cpu_s)
+    for title in columns:
+        table.add_column(title, justify="left" if title in ("policy", "builder") else "right", no_wrap=True)
+    for e in total:
+        table.add_row(*(cell(e) for cell in columns.values()))
+    return table
+
+
+def _group_table(entries: Sequence[Entry], total: Sequence[Entry], groups: Sequence[str], console: Console) -> Table:
+    cells = {(entry.group, entry.policy): entry for entry in entries}
+    table = _table(console)
+    table.add_column("policy", no_wrap=True)
+    for group in groups:
+        table.add_column(group, justify="right", no_wrap=True)
+    for e in total:
+        row = [cells.get((group, e.policy)) for group in groups]
+        table.add_row(e.policy, *(number(cell.mean, cell.metric) if cell else "-" for cell in row))
+    return table
+
+
+def _table(console: Console) -> Table:
+    return Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)

@@ -1,0 +1,184 @@
+"""One unit of work: one policy on one problem with one seed, run, timed and validated."""
+
+from __future__ import annotations
+
+import platform
+import time
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+import dispatchgym
+from dispatchgym.agents.evaluation.policies import Answer, Policy
+from dispatchgym.agents.evaluation.problem import Problem, derived_seed
+from dispatchgym.envs.api import DispatchGymError, InvalidInstanceError, InvalidScheduleError, UsageError
+from dispatchgym.envs.jobshop.instance import Instance
+from dispatchgym.envs.jobshop.scenario import Scenario
+from dispatchgym.envs.jobshop.schedule import Schedule, Variant, validate
+
+FAILURES = frozenset(("invalid", "failed", "crashed"))
+"""Statuses that make the command fail: a broken schedule, an episode or program that broke off, a dead process."""
+
+SOLVED = frozenset(("ok", "optimal", "feasible"))
+"""Statuses with a schedule."""
+
+TINY = Instance.from_routes("warm-up", [[(0, 1), (1, 2)], [(1, 2), (0, 1)]])
+
+
+@dataclass(frozen=True, slots=True)
+class WorkItem:
+    """What one worker does at a time."""
+
+    problem: Problem
+    policy: Policy
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Names the item in journals and messages; equal keys mean equal results."""
+        p = self.problem
+        shutdowns = p.scenario_name(self.seed) or "-"
+        return f"{p.instance.name}#{p.instance.digest[:16]} {p.variant} {shutdowns} {self.policy.name} seed={self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a work item. Plain values only, so that a journal line holds it whole.
+
+    Args:
+        key: of the work item.
+        status: 'ok', a solver's status, or one of FAILURES.
+        value: makespan of a valid schedule, else None.
+        message: why it failed.
+        wall_s, cpu_s: of the run alone; CPU time counts every thread of the worker.
+        operations: start, end and leave of every operation, in the instance's flat order.
+    """
+
+    key: str
+    status: str
+    value: int | None = None
+    message: str = ""
+    decisions: int | None = None
+    bound: int | None = None
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    versions: Mapping[str, str | int] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    history: Sequence[Sequence[float | int | None]] = ()
+    operations: Sequence[Sequence[int]] = ()
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The schedule, or None where there is no valid one."""
+        return Schedule(*(np.array(times, np.int64) for times in self.operations)) if self.operations else None
+
+
+def plan(problems: Iterable[Problem], policies: Sequence[Policy], seeds: int) -> list[WorkItem]:
+    """Every work item, in a fixed order.
+
+    Where neither the policy draws nor a machine breaks down, all seeds would give the same
+    schedule: one run stands for them, and no interval gets narrower by repetition.
+    """
+    return [
+        WorkItem(problem, policy, seed)
+        for problem in problems
+        for policy in policies
+        if problem.variant in policy.variants
+        for seed in range(seeds if policy.is_random or problem.has_shutdowns else 1)
+    ]
+
+
+def check_policies(problems: Sequence[Problem], policies: Sequence[Policy]) -> list[str]:
+    """Notes on policies that run in some of the shops only.
+
+    Raises:
+        UsageError: a policy runs in none of them.
+    """
+    shops: dict[Variant, int] = {}
+    for problem in problems:
+        shops[problem.variant] = shops.get(problem.variant, 0) + 1
+    notes = []
+    for policy in policies:
+        shared = [shop for shop in shops if shop in policy.variants]
+        if not shared:
+            raise UsageError(
+                f"policy {policy.name} cannot run in {', '.join(shops)}; it is for {', '.join(sorted(policy.variants))}"
+                + (" (clairvoyant@10s is CP-SAT told the shutdowns)" if policy.kind == "solver" else "")
+            )
+        if len(shared) < len(shops):
+            count = sum(shops[shop] for shop in shared)
+            notes.append(f"{policy.name} runs in {', '.join(shared)} only: {count} of {len(problems)} problems")
+    return notes
+
+
+def check_durations(problems: Iterable[Problem]) -> None:
+    """Refuse an operation of no length where jobs block machines: its place in time would have no meaning.
+
+    Raises:
+        InvalidInstanceError: naming the instance and the operation.
+    """
+    for problem in problems:
+        if problem.variant != "jssp" and not problem.instance.duration.all():
+            op = int(np.argmin(problem.instance.duration))
+            raise InvalidInstanceError(
+                f"instance {problem.instance.name!r}: operation {problem.instance.op_name(op)} has duration 0; "
+                f"in {problem.variant} every duration must be at least 1"
+            )
+
+
+def execute(item: WorkItem) -> Result:
+    """Run, time and validate one item; whatever goes wrong becomes a failed result, never an exception."""
+    versions: dict[str, str | int] = {"dispatchgym": dispatchgym.__version__, "python": platform.python_version()}
+    try:
+        versions |= item.policy.versions()
+        _warm_up(item.policy, item.problem)
+        run = item.policy.prepare(item.problem)
+        scenario = item.problem.scenario(item.seed)
+        seed = derived_seed("policy", item.policy.name, item.problem.instance.digest, str(item.seed))
+        wall, cpu = time.perf_counter(), time.process_time()
+        answer = run(scenario, seed)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    except DispatchGymError as error:
+        return Result(item.key, "failed", message=str(error), versions=versions)
+    except Exception:
+        # An evaluation of thousands of runs must outlive a bug in one policy; the traceback is kept and shown.
+        return Result(item.key, "failed", message=traceback.format_exc(), versions=versions)
+    timed = Result(item.key, answer.status, wall_s=wall, cpu_s=cpu, versions=versions, notes=answer.notes)
+    return _judged(timed, item, answer, scenario)
+
+
+def _judged(timed: Result, item: WorkItem, answer: Answer, scenario: Scenario | None) -> Result:
+    """`timed` with the answer filled in, or marked invalid."""
+    schedule = answer.schedule
+    if schedule is None:
+        if answer.status in SOLVED:
+            return replace(timed, status="invalid", message=f"status {answer.status!r} without a schedule")
+        return replace(timed, bound=answer.bound, history=answer.history)
+    try:
+        validate(schedule, item.problem.instance, item.problem.variant, scenario)
+        if answer.bound is not None and answer.bound > schedule.makespan:
+            raise InvalidScheduleError(f"its makespan {schedule.makespan} is below the claimed bound {answer.bound}")
+    except DispatchGymError as error:
+        return replace(timed, status="invalid", message=str(error))
+    return replace(
+        timed,
+        value=schedule.makespan,
+        decisions=answer.decisions,
+        bound=answer.bound,
+        history=answer.history,
+        operations=tuple(times.tolist() for times in (schedule.start, schedule.end, schedule.leave)),
+    )
+
+
+_warm: set[tuple[str, Variant]] = set()
+
+
+def _warm_up(policy: Policy, problem: Problem) -> None:
+    """Run the policy once on a two-job shop, so that compiling and importing count in nobody's time."""
+    if (policy.name, problem.variant) not in _warm:
+        tiny = replace(problem, instance=TINY)
+        policy.prepare(tiny)(tiny.scenario(0), 0)
+        _warm.add((policy.name, problem.variant))
