@@ -85,7 +85,8 @@ class ShopEnv(gym.Env[Obs, np.int64]):
         entries: dict[str, spaces.Space[npt.NDArray[Any]]] = {}
         for node in self.graph_spec.nodes:
             rows = self._rows[node.name]
-            entries[node.name] = spaces.Box(-np.inf, np.inf, (rows, len(node.features)), np.float32)
+            low, high = (np.array([getattr(f, end) for f in node.features], np.float32) for end in ("low", "high"))
+            entries[node.name] = spaces.Box(np.tile(low, (rows, 1)), np.tile(high, (rows, 1)), dtype=np.float32)
             entries[f"num_{node.name}"] = spaces.Box(0, rows, (1,), np.int32)
         for link in self.graph_spec.links:
             entries[link.name] = spaces.Box(-1, self._rows[link.target] - 1, (self._rows[link.source],), np.int32)
@@ -154,7 +155,7 @@ class ShopEnv(gym.Env[Obs, np.int64]):
             return None
         schedule = self._batch.partial_schedule(0)
         if self.render_mode == "ansi":
-            return gantt.text(self.instance, schedule)
+            return gantt.text(self.instance, schedule, scenario=self.scenario)
         return gantt.draw(self.instance, schedule, self.scenario)
 
     def _info(self) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def is_over(shop: Shop, i: int) -> bool:
 
 @inlined
 def reveal(problem: Problem, shop: Shop, i: int) -> None:
-    """Make the jobs that have arrived by now known: their work joins loads, queues and bound."""
+    """Make the jobs that have arrived by now known: their work joins loads and queues."""
     if shop.hidden[i] == 0:
         return
     k = shop.slot[i]
@@ -84,16 +84,10 @@ def reveal(problem: Problem, shop: Shop, i: int) -> None:
         shop.hidden[i] -= 1
         first, last = problem.job_ptr[k, j], problem.job_ptr[k, j + 1]
         shop.ops_left[i] += last - first
-        work = 0
         for o in range(first, last):
             m = problem.machine[k, o]
             shop.load[i, m] += problem.duration[k, o]
             shop.pending[i, m] += 1
-            work += problem.duration[k, o]
-        for o in range(first, last):
-            m = problem.machine[k, o]
-            shop.bound[i] = max(shop.bound[i], shop.free[i, m] + shop.load[i, m])
-        shop.bound[i] = max(shop.bound[i], shop.ready[i, j] + work)
         shop.queued[i, problem.machine[k, first]] += 1
         shop.queued_work[i, problem.machine[k, first]] += problem.duration[k, first]
 
@@ -137,13 +131,14 @@ def append(problem: Problem, shop: Shop, i: int, j: int) -> None:
     if o + 1 == problem.job_ptr[k, j + 1]:
         shop.jobs_left[i] -= 1
         shop.in_shop[i] -= 1
-    end = shop.end[i, o]
-    shop.bound[i] = max(shop.bound[i], end + problem.tail[k, o], end + shop.load[i, m])
+    shop.bound[i] = max(shop.bound[i], shop.end[i, o])
 
 
 @inlined
 def open_classic(problem: Problem, shop: Shop, mode: Mode, i: int) -> None:
     """Set the mask: jobs that can start by t* + delta (c* - t*), t* the earliest start, c* the earliest completion.
+
+    Nothing starts before t*, so it also raises the bound: every job's remaining work, every machine's load.
 
     delta 0 gives non-delay schedules, 1 active ones (Giffler and Thompson 1960 over all machines;
     the interval in between after Bierwirth and Mattfeld 1999).
@@ -173,6 +168,10 @@ def open_classic(problem: Problem, shop: Shop, mode: Mode, i: int) -> None:
         if o < problem.job_ptr[k, j + 1] and shop.seen[i, j] == 1:
             start = max(shop.ready[i, j], shop.free[i, problem.machine[k, o]])
             shop.mask[i, j] = start == earliest or start < limit
+            shop.bound[i] = max(shop.bound[i], start + problem.duration[k, o] + problem.tail[k, o])
+    for m in range(problem.num_machines[k]):
+        if shop.pending[i, m] > 0:
+            shop.bound[i] = max(shop.bound[i], max(shop.free[i, m], earliest) + shop.load[i, m])
 
 
 # --- blocking shops: a job keeps its machine until the next one takes it ---
