@@ -60,7 +60,7 @@ bench: setup ## run every script in benchmarks/ side by side with its peers (BEN
 	@for script in benchmarks/*.py; do echo "== $$script $(BENCH_ARGS)"; $(BIN)/python "$$script" $(BENCH_ARGS); done
 
 docs: setup ## build the documentation into site/
-	@$(BIN)/mkdocs build --quiet --strict
+	@$(BIN)/mkdocs build --strict 2>&1 | sed '/^INFO/d'
 	@echo "Documentation: site/index.html"
 
 wheel-check: setup ## build sdist and wheel, install the wheel in a fresh environment elsewhere, use it from there
