@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from dispatchgym.envs import ENVS, register_envs
+from dispatchgym.envs import ENVS
 from dispatchgym.envs.api import GraphBatch, InvalidActionError, InvalidInstanceError, UnknownNameError, UsageError
 from dispatchgym.envs.jobshop import generate, library, scenario
 from dispatchgym.envs.jobshop.batch import ShopBatch, ShopConfig
@@ -19,7 +19,6 @@ from dispatchgym.envs.jobshop.env import ShopEnv
 from dispatchgym.envs.jobshop.instance import Instance
 from dispatchgym.envs.jobshop.schedule import Variant, validate
 
-register_envs()
 GRAPHS = ("jobs", "ops")
 
 
@@ -236,7 +235,7 @@ def test_bad_requests_say_what_is_wrong() -> None:
         env.step(env.wait_action)
 
 
-def test_gymnasium_alone_knows_the_installed_environments() -> None:
-    code = "import gymnasium; print(gymnasium.make('dispatchgym/JobShop-v0').reset(seed=0)[0]['num_job'])"
+def test_importing_the_package_makes_the_environments_known_to_gymnasium() -> None:
+    code = "import gymnasium, dispatchgym; print(gymnasium.make('dispatchgym/JobShop-v0').reset(seed=0)[0]['num_job'])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[6]"
