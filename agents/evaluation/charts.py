@@ -86,9 +86,9 @@ def anytime_chart(curves: Sequence[Curve], points: Sequence[Point], height: int 
         math.ceil(math.log10(max(max(times), 1e-6) * 1.0001)),
     )
     x = _Scale(first, max(last, first + 1), 52, WIDTH - 14)
-    tops = [p.gap for p in points] + [c.incumbent[-1][1] for c in curves if c.incumbent]
+    tops = [p.gap for p in points] + [c.incumbent[-1][1] for c in curves if c.incumbent] + [1.0]
     bottoms = [c.bound[-1][1] for c in curves if c.bound] + [0.0]
-    ticks = nice_ticks(max(min(bottoms), -1.5 * max(*tops, 10.0)), max(*tops, 1.0) * 1.1)
+    ticks = nice_ticks(max(min(bottoms), -1.5 * max(tops)), 1.1 * max(tops))
     plot = height - AXIS - 16
     y = _Scale(ticks[-1], ticks[0], 6, plot)
     parts = [f'<clipPath id="plot"><rect x="52" y="0" width="{WIDTH - 66}" height="{plot}"/></clipPath>']

@@ -74,7 +74,7 @@ def seconds(value: float) -> str:
     """A duration a person can read."""
     if value >= 1:
         return f"{value:.1f} s"
-    return f"{1000 * value:.1f} ms" if value >= 0.001 else f"{1e6 * value:.0f} µs"
+    return f"{1000 * value:.1f} ms" if value >= 0.001 else f"{1e6 * value:.0f} us"
 
 
 def _print(title: str, table: Table, console: Console) -> None:
@@ -95,7 +95,7 @@ def _total_table(total: Sequence[Entry], builders: Collection[str], console: Con
     columns["95 %"] = lambda e: interval(e.mean_interval, e.metric)
     if is_wide:
         columns["IQM"] = lambda e: number(e.interquartile_mean, e.metric)
-    columns[f"to {base}, {unit}"] = lambda e: difference(e, has_interval=is_wide)
+    columns[f"to {base}, {unit}" if is_wide else "diff"] = lambda e: difference(e, has_interval=is_wide)
     if any(entry.proven for entry in total):
         columns["proven"] = lambda e: str(e.proven or "")
     columns["solved"] = lambda e: f"{e.solved}/{e.runs}"
@@ -103,7 +103,9 @@ def _total_table(total: Sequence[Entry], builders: Collection[str], console: Con
     if is_wide:
         columns["CPU"] = lambda e: seconds(e.cpu_s)
     for title in columns:
-        table.add_column(title, justify="left" if title in ("policy", "builder") else "right", no_wrap=True)
+        is_name = title in ("policy", "builder")
+        # On a narrow terminal a long name folds; a number never loses a digit.
+        table.add_column(title, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold")
     for e in total:
         table.add_row(*(cell(e) for cell in columns.values()))
     return table
