@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from dispatchgym.agents.evaluation import report, suites
+from dispatchgym.agents.evaluation import report, suites, tuning
 from dispatchgym.agents.evaluation.evidence import BYTES_PER_OPERATION, write_evidence
 from dispatchgym.agents.evaluation.files import make_writable
 from dispatchgym.agents.evaluation.journal import Journal, start_over
@@ -296,8 +296,8 @@ def _finish(
         write_evidence(finished, options.evidence)
     report.write_report(options.out / "report.html", head, finished, rows, entries, failures, tuned, contradictions)
     print_summary(entries, out)
-    for each in tuned:
-        out.print(f"{each['policy']} in {each['variant']} {each['group']}: cap {each['cap'] or 'none'}", markup=False)
+    for line in tuning.caps_by_policy(tuned):
+        out.print(line, markup=False, soft_wrap=True)
     for line in contradictions:
         err.print(f"contradiction: {line}", markup=False, soft_wrap=True)
     if failures:

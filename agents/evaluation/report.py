@@ -9,13 +9,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from dispatchgym.agents.evaluation import tuning
 from dispatchgym.agents.evaluation.charts import Box, Curve, Point, anytime_chart, box_plot, mean_steps
 from dispatchgym.agents.evaluation.files import atomic_write
 from dispatchgym.agents.evaluation.policies import Kind
 from dispatchgym.agents.evaluation.problem import WORLDS
 from dispatchgym.agents.evaluation.results import Finished, Row
 from dispatchgym.agents.evaluation.summary import Entry
-from dispatchgym.agents.evaluation.table import against, difference, interval, number, ranking, seconds
+from dispatchgym.agents.evaluation.table import MOST_COLUMNS, against, difference, interval, number, ranking, seconds
 from dispatchgym.envs.jobshop.schedule import Variant
 
 GANTT_BYTES = 3_000_000
@@ -197,9 +198,8 @@ def _world(
     total = sorted((e for e in in_shop if e.group is None), key=ranking)
     groups = list(dict.fromkeys(e.group for e in in_shop if e.group is not None))
     parts = [f'<section id="{world}"><h2>{WORLDS[world]}</h2>', _total_table(total, kinds)]
-    if caps := [each for each in tuned if each["variant"] == world]:
-        said = "; ".join(f"{each['policy']} in {each['group']}: {each['cap'] or 'no cap'}" for each in caps)
-        parts.append(f'<p class="soft">Caps chosen on generated instances, never on these: {escape(said)}.</p>')
+    caps = tuning.caps_by_policy([each for each in tuned if each["variant"] == world])
+    parts += [f'<p class="soft">Chosen on generated instances, never on these: {escape(line)}.</p>' for line in caps]
     if len(groups) > 1:
         parts += ["<h3>Mean of each group</h3>", _group_table(in_shop, total, groups, kinds)]
     parts += ["<h3>Spread within each group</h3>", _box_plots(world, rows, in_shop, total, groups, kinds)]
@@ -260,21 +260,26 @@ def _difference_cell(entry: Entry) -> str:
 def _group_table(
     entries: Sequence[Entry], total: Sequence[Entry], groups: Sequence[str], kinds: Mapping[str, Kind]
 ) -> str:
-    cells = {(entry.group, entry.policy): entry for entry in entries}
+    """Policies against groups, the longer list downwards."""
+    by_pair = {(entry.policy, entry.group): entry for entry in entries}
     best = {group: _best_mean([e for e in entries if e.group == group], kinds) for group in groups}
-    body = []
-    for policy in (entry.policy for entry in total):
-        columns = []
-        for group in groups:
-            cell = cells.get((group, policy))
-            css = "best" if cell and cell.mean is not None and cell.mean == best[group] else ""
-            columns.append(f'<td class="{css}">{number(cell.mean, cell.metric) if cell else "-"}</td>')
-        body.append(f"<tr>{_name_cell(policy, kinds)}{''.join(columns)}</tr>")
-    kinds_of_groups = {group: next(e for e in entries if e.group == group) for group in groups}
-    head = "".join(f'<th title="{escape(against(e))}">{escape(group)}</th>' for group, e in kinds_of_groups.items())
+
+    def cell(policy: str, group: str) -> str:
+        entry = by_pair.get((policy, group))
+        css = "best" if entry and entry.mean is not None and entry.mean == best[group] else ""
+        return f'<td class="{css}">{number(entry.mean, entry.metric) if entry else "-"}</td>'
+
+    policies = [entry.policy for entry in total]
+    if len(groups) <= MOST_COLUMNS:
+        first, columns = "policy", groups
+        body = [_name_cell(policy, kinds) + "".join(cell(policy, group) for group in groups) for policy in policies]
+    else:
+        first, columns = "group", policies
+        body = [f"<td>{escape(group)}</td>" + "".join(cell(policy, group) for policy in policies) for group in groups]
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     return (
-        f'<div class="scroll"><table class="groups"><thead><tr><th>policy</th>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
+        f'<div class="scroll"><table class="groups"><thead><tr><th>{first}</th>{head}</tr></thead>'
+        f"<tbody>{''.join(f'<tr>{row}</tr>' for row in body)}</tbody></table></div>"
         '<p class="soft">Shaded: the best that is not told the shutdowns beforehand.</p>'
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from itertools import accumulate
 
 from rich import box
 from rich.console import Console
@@ -15,6 +16,12 @@ from dispatchgym.agents.evaluation.summary import Entry, Metric
 WIDE = 116
 """Columns of a terminal that shows everything."""
 
+GAP = 3
+"""Characters between two columns, at most."""
+
+MOST_COLUMNS = 10
+"""Groups that stand side by side; more than these go downwards."""
+
 
 def print_summary(entries: Sequence[Entry], console: Console) -> None:
     """One table a shop: every policy over all groups, then the mean of each group."""
@@ -26,7 +33,7 @@ def print_summary(entries: Sequence[Entry], console: Console) -> None:
         named = f" ({', '.join(builders)})" if len(builders) == 1 else ""
         _print(f"{WORLDS[variant]}{named}: {against(total[0])}", _total_table(total, builders, console), console)
         if len(groups) > 1:
-            _print(f"{WORLDS[variant]}: mean of each group", _group_table(in_shop, total, groups, console), console)
+            _print_groups(in_shop, total, groups, console)
 
 
 def ranking(entry: Entry) -> tuple[bool, float]:
@@ -111,16 +118,26 @@ def _total_table(total: Sequence[Entry], builders: Collection[str], console: Con
     return table
 
 
-def _group_table(entries: Sequence[Entry], total: Sequence[Entry], groups: Sequence[str], console: Console) -> Table:
-    cells = {(entry.group, entry.policy): entry for entry in entries}
-    table = _table(console)
-    table.add_column("policy", no_wrap=True)
-    for group in groups:
-        table.add_column(group, justify="right", no_wrap=True)
-    for e in total:
-        row = [cells.get((group, e.policy)) for group in groups]
-        table.add_row(e.policy, *(number(cell.mean, cell.metric) if cell else "-" for cell in row))
-    return table
+def _print_groups(entries: Sequence[Entry], total: Sequence[Entry], groups: Sequence[str], console: Console) -> None:
+    """Policies against groups, the longer list downwards, in as many tables as the width asks for."""
+    cells = {(entry.policy, entry.group): number(entry.mean, entry.metric) for entry in entries}
+    policies = [entry.policy for entry in total]
+    is_upright = len(groups) <= MOST_COLUMNS
+    rows, columns = (policies, groups) if is_upright else (groups, policies)
+    title = f"{WORLDS[total[0].variant]}: mean of each group"
+    first_width = max(map(len, rows))
+    while columns:
+        ends = list(accumulate((GAP + max(len(column), 8) for column in columns), initial=first_width))[1:]
+        count = max(1, sum(end <= console.width - GAP for end in ends))
+        table = _table(console)
+        table.add_column("policy" if is_upright else "group", no_wrap=True)
+        for column in columns[:count]:
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in rows:
+            pairs = ((row, column) if is_upright else (column, row) for column in columns[:count])
+            table.add_row(row, *(cells.get(pair, "-") for pair in pairs))
+        _print(title, table, console)
+        columns = columns[count:]
 
 
 def _table(console: Console) -> Table:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -37,3 +39,12 @@ def best_cap(
         ]
     batch = ShopBatch.of(instances, config, scenarios=shutdowns)
     return min(CAPS, key=lambda cap: int(rules.play(batch, rule, cap=cap, seed=seeds[0]).sum()))
+
+
+def caps_by_policy(tuned: Iterable[Mapping[str, Any]]) -> list[str]:
+    """One line per policy and shop of {variant, group, policy, cap} entries: 'mwkr+cap=tuned in bws: 10x5 0.7, ...'."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for each in tuned:
+        caps = lines.setdefault((each["policy"], each["variant"]), [])
+        caps.append(f"{each['group']} {'no cap' if each['cap'] is None else each['cap']}")
+    return [f"{policy} in {variant}: {', '.join(caps)}" for (policy, variant), caps in lines.items()]

@@ -157,7 +157,12 @@ def test_failures_and_contradictions_stand_at_the_top(tmp_path: Path) -> None:
     failure = {"item": "la01 mwkr", "status": "invalid", "message": "machine 0 runs <two> jobs"}
     html = page(run([problem()], "mwkr"), tmp_path / "report.html", (failure,), ("bound 9 above 7",))
     top = html[html.index("<h1>") : html.index('<div class="cards">')]
-    for said in ("Facts that contradict each other", "bound 9 above 7", "1 run failed", "machine 0 runs &lt;two&gt; jobs"):
+    for said in (
+        "Facts that contradict each other",
+        "bound 9 above 7",
+        "1 run failed",
+        "machine 0 runs &lt;two&gt; jobs",
+    ):
         assert said in top
 
 

@@ -45,6 +45,21 @@ def test_a_terminal_shows_every_column_whole(width: int) -> None:
     assert ("CPU" in text) == (width >= WIDE)
 
 
+@pytest.mark.parametrize("groups", [8, 30])
+def test_many_groups_are_all_shown(groups: int) -> None:
+    rows = [
+        row(policy, "a", 101 + k, BEST, group=f"group-{k:02d}")
+        for policy in ("spt", "mwkr", "sampled:mwkr+cap=tuned@128")
+        for k in range(groups)
+    ]
+    file = io.StringIO()
+    print_summary(summarise(rows, "spt"), Console(file=file, width=80, force_terminal=True, highlight=False))
+    text = file.getvalue()
+    assert "…" not in text
+    assert all(text.count(f"group-{k:02d}") == 1 for k in range(8))
+    assert text.count(f"{groups:.1f}%") >= 3  # the last group's gap, once a policy
+
+
 def test_a_policy_that_left_something_unsolved_comes_last() -> None:
     rows = [row("good-but-failing", "a", 100, BEST), row("good-but-failing", "b", None, BEST)]
     rows += [row("weak", "a", 150, BEST), row("weak", "b", 150, BEST)]
