@@ -42,11 +42,12 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """Compile on first call; later processes load the machine code from the cache.
 
     Kernels allocate nothing: without numba's run-time memory manager they count no references, which
-    would cost more than the arithmetic when thirty arrays travel in one tuple.
+    would cost more than the arithmetic when thirty arrays travel in one tuple. They let other Python
+    threads run meanwhile.
     """
     before, config.CACHE_DIR = config.CACHE_DIR, _FOLDER
     try:
-        return _njit(function, cache=True)
+        return _njit(function, cache=True, nogil=True)
     finally:
         config.CACHE_DIR = before
 

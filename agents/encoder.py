@@ -1,0 +1,211 @@
+"""The graph encoder: any `GraphSpec`, any number of nodes, one class for all worlds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch_geometric.nn.aggr import MeanAggregation
+
+from dispatchgym.agents.graph_tensors import GraphTensors, owner
+from dispatchgym.envs.api import GraphSpec, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderConfig:
+    """Sizes and parts of the network.
+
+    Args:
+        width: features of a node inside.
+        layers: rounds of message passing.
+        heads: attention heads; half of them see only a candidate's rivals.
+        hubs: exchange messages along the typed links (job and machine) in every round.
+        rivals: links to follow from a candidate's node to what it competes for, such as ("next",) in the
+            `jobs` graph; candidates that end at the same node are rivals. Empty: all heads see all.
+        message_passing: false is the ablation: every node by itself, beside the context node.
+    """
+
+    width: int = 96
+    layers: int = 3
+    heads: int = 4
+    hubs: bool = True
+    rivals: tuple[str, ...] = ("next",)
+    message_passing: bool = True
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.layers < 1 or self.heads < 1:
+            raise UsageError(f"width {self.width}, layers {self.layers}, heads {self.heads}: all must be at least 1")
+        if self.width % self.heads:
+            raise UsageError(f"width {self.width} cannot be split into {self.heads} heads; make it a multiple")
+
+
+class Blocks:
+    """Where the context node and the candidate nodes of every graph sit in a dense (graphs, size) grid.
+
+    Attention runs on the grid, everything else on the rows: padding costs only where it must.
+    """
+
+    def __init__(self, ptr: Tensor, nodes: int) -> None:
+        graphs = ptr.shape[0] - 1
+        count = ptr.diff()
+        self.graphs = graphs
+        self.size = 1 + int(count.max()) if graphs else 1
+        graph = owner(ptr, nodes)
+        position = torch.arange(nodes, device=ptr.device) - ptr[graph]
+        self.slot = torch.cat(
+            (torch.arange(graphs, device=ptr.device) * self.size, graph * self.size + 1 + position)
+        )  # rows: first the context nodes, then the candidate nodes
+        self.is_real = torch.arange(self.size, device=ptr.device) <= count[:, None]  # (graphs, size)
+
+    def to_grid(self, rows: Tensor, fill: float = 0.0) -> Tensor:
+        """Rows (R, ...) -> grid (graphs, size, ...)."""
+        grid = rows.new_full((self.graphs * self.size, *rows.shape[1:]), fill)
+        return grid.index_copy(0, self.slot, rows).view(self.graphs, self.size, *rows.shape[1:])
+
+    def to_rows(self, grid: Tensor) -> Tensor:
+        """The inverse."""
+        return grid.reshape(self.graphs * self.size, *grid.shape[2:])[self.slot]
+
+
+class HubExchange(nn.Module):
+    """One round along the typed links: targets hear the mean of their sources, sources hear their target.
+
+    Links are many-to-one, so the way back is a plain look-up. Row -1 (no target) reads and writes a spare row.
+    """
+
+    def __init__(self, spec: GraphSpec, width: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.mean = MeanAggregation()
+        self.targets = sorted({link.target for link in spec.links})
+        self.norm = nn.ModuleDict({n.name: nn.LayerNorm(width) for n in spec.nodes if n.name != spec.context})
+        self.up = nn.ModuleDict({link.name: nn.Linear(width, width, bias=False) for link in spec.links})
+        self.down = nn.ModuleDict({link.name: nn.Linear(width, width, bias=False) for link in spec.links})
+        self.mix = nn.ModuleDict({name: _mlp(width, width, width) for name in self.targets})
+
+    def forward(self, h: dict[str, Tensor], link: dict[str, Tensor]) -> dict[str, Tensor]:
+        h = dict(h)
+        heard: dict[str, Tensor] = {}
+        normed = {name: norm(h[name]) for name, norm in self.norm.items()}
+        for edge in self.spec.links:
+            spare = h[edge.target].shape[0]
+            to = torch.where(link[edge.name] < 0, spare, link[edge.name])
+            mean = self.mean(normed[edge.source], to, dim_size=spare + 1, dim=0)[:spare]
+            message = self.up[edge.name](mean)
+            heard[edge.target] = heard[edge.target] + message if edge.target in heard else message
+        for name in self.targets:
+            h[name] = h[name] + self.mix[name](normed[name] + heard[name])
+        told: dict[str, Tensor] = {}
+        for edge in self.spec.links:
+            message = functional.pad(self.down[edge.name](h[edge.target]), (0, 0, 0, 1))[link[edge.name]]
+            told[edge.source] = told[edge.source] + message if edge.source in told else message
+        for name, message in told.items():
+            h[name] = h[name] + message
+        return h
+
+
+class BlockAttention(nn.Module):
+    """Attention among a graph's context and candidate nodes; half of the heads see only rivals, context and self."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.mix_norm = nn.LayerNorm(width)
+        self.mix = _mlp(width, 2 * width, width)
+
+    def forward(self, rows: Tensor, blocks: Blocks, mask: Tensor) -> Tensor:
+        """Rows (R, width); mask, bool (graphs, heads, size, size), says who sees whom."""
+        width = rows.shape[1]
+        grid = blocks.to_grid(self.qkv(self.norm(rows)))
+        split = grid.view(blocks.graphs, blocks.size, 3, self.heads, width // self.heads)
+        q, k, v = split.permute(2, 0, 3, 1, 4)  # (graphs, heads, size, width / heads) each
+        seen = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        rows = rows + self.out(blocks.to_rows(seen.transpose(1, 2).flatten(2)))
+        mixed: Tensor = rows + self.mix(self.mix_norm(rows))
+        return mixed
+
+
+class Encoder(nn.Module):
+    """Node features -> node states, and one state a graph.
+
+    Inputs are standardised by `mean` and `scale` (buffers, see `GraphActorCriticPolicy.fit_scale`) and
+    compressed by sign(z) log(1 + |z|), so that shops far larger than those of the training stay in range.
+    """
+
+    def __init__(self, spec: GraphSpec, config: EncoderConfig) -> None:
+        super().__init__()
+        self.spec = spec
+        self.config = config
+        self.rivals = _checked_path(spec, config.rivals)
+        width = config.width
+        self.embed = nn.ModuleDict({n.name: _mlp(len(n.features), width, width) for n in spec.nodes})
+        for node in spec.nodes:
+            self.register_buffer(f"mean_{node.name}", torch.zeros(len(node.features)))
+            self.register_buffer(f"scale_{node.name}", torch.ones(len(node.features)))
+        layers = config.layers if config.message_passing else 0
+        with_hubs = layers if config.hubs and spec.links else 0
+        self.hubs = nn.ModuleList(HubExchange(spec, width) for _ in range(with_hubs))
+        self.attention = nn.ModuleList(BlockAttention(width, config.heads) for _ in range(layers))
+        self.final = nn.LayerNorm(width)
+
+    def forward(self, graphs: GraphTensors) -> tuple[Tensor, Tensor]:
+        """States of the candidate type's nodes (nodes, width) and of the context nodes (G, width)."""
+        spec = self.spec
+        h = {n.name: self.embed[n.name](self._standardised(n.name, graphs.x[n.name])) for n in spec.nodes}
+        if self.attention:
+            blocks = Blocks(graphs.ptr[spec.candidate], h[spec.candidate].shape[0])
+            mask = self._mask(graphs, blocks)
+            for i, attention in enumerate(self.attention):
+                if self.hubs:
+                    h = self.hubs[i](h, graphs.link)
+                rows = attention(torch.cat((h[spec.context], h[spec.candidate])), blocks, mask)
+                h[spec.context], h[spec.candidate] = rows[: blocks.graphs], rows[blocks.graphs :]
+        return self.final(h[spec.candidate]), self.final(h[spec.context])
+
+    def _standardised(self, name: str, x: Tensor) -> Tensor:
+        z = (x - self.get_buffer(f"mean_{name}")) / self.get_buffer(f"scale_{name}")
+        return z.sign() * z.abs().log1p()
+
+    def _mask(self, graphs: GraphTensors, blocks: Blocks) -> Tensor:
+        """Who sees whom, bool (graphs, heads, size, size); padding sees the context, so no row is empty."""
+        everyone = blocks.is_real[:, None, :].expand(-1, blocks.size, -1)
+        if not self.rivals:
+            return everyone[:, None].expand(-1, self.config.heads, -1, -1)
+        goal = torch.arange(graphs.x[self.spec.candidate].shape[0], device=blocks.slot.device)
+        for name in self.rivals:
+            goal = torch.where(goal >= 0, graphs.link[name][goal], -1)
+        key = blocks.to_grid(torch.cat((goal.new_full((blocks.graphs,), -1), goal)), -1)
+        near = (key[:, :, None] == key[:, None, :]) & (key[:, :, None] >= 0)
+        near = near | torch.eye(blocks.size, dtype=torch.bool, device=near.device)
+        near[:, :, 0] = True
+        near[:, 0] = blocks.is_real
+        half = self.config.heads // 2
+        return torch.cat(
+            (
+                everyone[:, None].expand(-1, self.config.heads - half, -1, -1),
+                near[:, None].expand(-1, half, -1, -1),
+            ),
+            1,
+        )
+
+
+def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
+
+
+def _checked_path(spec: GraphSpec, path: tuple[str, ...]) -> tuple[str, ...]:
+    at = spec.candidate
+    for name in path:
+        found = {link.name: link.target for link in spec.links_of(at)}
+        if name not in found:
+            raise UsageError(
+                f"rivals {path}: no link {name!r} leaves {at!r} in graph {spec.graph!r}; "
+                f"there are: {', '.join(found) or 'none'}"
+            )
+        at = found[name]
+    return path

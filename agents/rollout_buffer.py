@@ -1,0 +1,185 @@
+"""A rollout buffer for graphs of any size: nothing is padded, finished environments are not stored."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from torch import Tensor
+
+from dispatchgym.agents.graph_tensors import GraphTensors, concatenate, select
+from dispatchgym.envs.api import GraphSpec, UsageError
+
+Advantage = Literal["group", "gae"]
+
+
+class Minibatch(NamedTuple):
+    """Decisions for one gradient step; the field names are those that `PPO.train` reads."""
+
+    observations: GraphTensors
+    actions: Tensor
+    old_values: Tensor
+    old_log_prob: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+class RaggedRolloutBuffer(RolloutBuffer):
+    """Decisions of whole episodes, as graphs on the training device.
+
+    A graph is stored as it was seen: finished operations and jobs are dropped from it and its times count from
+    now, so no part of it is the same in the next step. `steps x environments` cells exist for the scalars, but
+    only cells of environments that were not over hold a decision, and only those are ever returned.
+
+    Args:
+        spec: the graphs that will come.
+        advantage: "group": the return of the episode, standardised over the consecutive `group` environments that
+            play the same instance, the same for all its decisions; "gae": generalised advantage estimation.
+        group: environments that share an instance.
+        leader: with "group", what the best episode of its group gets on top: training for the best of many.
+        node_budget: most nodes of a minibatch, so that memory does not grow with the size of the shops.
+        Other arguments: as in Stable-Baselines3.
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        device: torch.device | str = "auto",
+        gae_lambda: float = 1.0,
+        gamma: float = 1.0,
+        n_envs: int = 1,
+        *,
+        spec: GraphSpec,
+        advantage: Advantage = "group",
+        group: int = 1,
+        leader: float = 0.0,
+        node_budget: int = 1_000_000,
+    ) -> None:
+        if n_envs % group or (advantage == "group" and group < 2):
+            raise UsageError(f"{n_envs} environments in groups of {group}: relative advantages need groups of 2 or more")
+        self.spec = spec
+        self.advantage = advantage
+        self.group = group
+        self.leader = leader
+        self.node_budget = node_budget
+        # The base class wants an array per observation; ours are graphs, so it gets the smallest array there is.
+        super().__init__(buffer_size, spaces.Box(0, 1, (1,)), action_space, device, gae_lambda, gamma, n_envs)
+
+    def reset(self) -> None:
+        super().reset()
+        self._graphs: list[GraphTensors] = []
+        self._env: list[Tensor] = []  # environments of each step's graphs
+        self._on_device: list[tuple[Tensor, Tensor]] = []  # values and log-probabilities, (environments,) each
+        self._decisions: Minibatch | None = None
+
+    def add(
+        self,
+        obs: Any,
+        action: npt.NDArray[Any],
+        reward: npt.NDArray[Any],
+        episode_start: npt.NDArray[Any],
+        value: Tensor,
+        log_prob: Tensor,
+    ) -> None:
+        """Store one step of all environments; `obs` as `ShopVecEnv` gives it."""
+        tensors = {key: torch.as_tensor(array, device=self.device) for key, array in obs.items()}
+        if tensors["active"].shape[0]:
+            self._graphs.append(GraphTensors.from_dict(tensors))
+            self._env.append(self.pos * self.n_envs + tensors["active"])
+        self._on_device.append((value.flatten(), log_prob.flatten()))
+        self.actions[self.pos] = action.reshape(self.n_envs, 1)
+        self.rewards[self.pos] = reward
+        self.episode_starts[self.pos] = episode_start
+        self.pos += 1
+        self.full = self.pos == self.buffer_size
+
+    def compute_returns_and_advantage(self, last_values: Tensor, dones: npt.NDArray[Any]) -> None:
+        """Fill `returns` and `advantages`.
+
+        Raises:
+            UsageError: relative advantages of a rollout that ends in the middle of episodes.
+        """
+        self.values[:] = torch.stack([value for value, _ in self._on_device]).cpu().numpy()
+        self.log_probs[:] = torch.stack([log_prob for _, log_prob in self._on_device]).cpu().numpy()
+        super().compute_returns_and_advantage(last_values, dones)
+        if self.advantage == "group":
+            if not np.all(dones):
+                raise UsageError("relative advantages need whole episodes: let a rollout be as long as the longest one")
+            self.advantages[:] = group_relative(self.rewards.sum(axis=0), self.group, self.leader)
+
+    @property
+    def num_decisions(self) -> int:
+        """Decisions stored."""
+        return sum(len(env) for env in self._env)
+
+    def get(self, batch_size: int | None = None) -> Generator[Minibatch, None, None]:  # type: ignore[override]
+        """Every decision once, in random order, in minibatches of equal numbers of nodes.
+
+        Args:
+            batch_size: most decisions of a minibatch; None for no limit besides the node budget.
+        """
+        assert self.full
+        everything = self._everything()
+        nodes = everything.observations.nodes_per_graph()
+        order = torch.randperm(len(nodes), device=nodes.device)
+        for index in order.split(minibatch_sizes(nodes[order], batch_size or len(nodes), self.node_budget)):
+            yield Minibatch(
+                select(self.spec, everything.observations, index), *(column[index] for column in everything[1:])
+            )
+
+    def _everything(self) -> Minibatch:
+        """All decisions as one batch, joined when first asked for."""
+        if self._decisions is None:
+            cell = torch.cat(self._env).cpu().numpy()
+            columns = (self.actions, self.values, self.log_probs, self.advantages, self.returns)
+            self._decisions = Minibatch(
+                concatenate(self.spec, self._graphs),
+                *(torch.as_tensor(column.reshape(-1)[cell], device=self.device) for column in columns),
+            )
+            self._graphs = []
+        return self._decisions
+
+
+def group_relative(returns: npt.NDArray[np.float32], group: int, leader: float = 0.0) -> npt.NDArray[np.float32]:
+    """(return - mean) / spread within each group of consecutive episodes, the best ones plus `leader`; shape (N,)."""
+    by_group = returns.reshape(-1, group)
+    spread = by_group.std(axis=1, keepdims=True)
+    relative = (by_group - by_group.mean(axis=1, keepdims=True)) / np.where(spread > 1e-6, spread, np.inf)
+    if leader:
+        is_best = (by_group == by_group.max(axis=1, keepdims=True)) & (spread > 1e-6)
+        relative = relative + leader * (is_best / np.maximum(is_best.sum(axis=1, keepdims=True), 1))
+    flat: npt.NDArray[np.float32] = relative.reshape(-1).astype(np.float32)
+    return flat
+
+
+def minibatch_sizes(nodes: Tensor, decisions: int, budget: int) -> list[int]:
+    """How many of the next decisions go into each minibatch.
+
+    Args:
+        nodes: nodes of each decision, in the order they will be used, shape (D,).
+        decisions: most decisions of a minibatch.
+        budget: most nodes of a minibatch; a single larger graph still makes one.
+
+    Returns:
+        Sizes that add up to D, all at least 1, as even in nodes as they can be: no small last one.
+    """
+    if len(nodes) == 0:
+        return []
+    ends = nodes.cumsum(0)
+    total, largest = int(ends[-1]), int(nodes.max())
+    count = max(-(-len(nodes) // decisions), -(-total // max(budget - largest, 1)), 1)
+    while True:
+        goals = torch.arange(1, count + 1, device=nodes.device) * (total / count)
+        cuts = torch.searchsorted(ends.double(), goals.double() - 1e-6) + 1
+        cuts[-1] = len(nodes)
+        sizes = torch.unique(cuts).diff(prepend=cuts.new_zeros(1))
+        if int(sizes.max()) <= decisions:
+            return [int(size) for size in sizes]
+        count += 1
