@@ -149,7 +149,7 @@ class ShopBatch:
         return self.capacity.jobs
 
     @property
-    def mask(self) -> npt.NDArray[np.uint8]:
+    def mask(self) -> npt.NDArray[np.int8]:
         """Legal actions, shape (N, jobs + 1). A view: it changes with the next step."""
         return self.shop.mask
 
@@ -217,10 +217,11 @@ class ShopBatch:
         over = np.empty(self.num_envs, np.bool_)
         wrong = kernel.step_all(self.problem, self.shop, self.mode, chosen, reward, over)
         if wrong >= 0:
-            raise InvalidActionError(self._illegal(wrong, int(chosen[wrong])))
+            raise InvalidActionError(self.illegal(wrong, int(chosen[wrong])))
         return reward, over
 
-    def _illegal(self, i: int, action: int) -> str:
+    def illegal(self, i: int, action: int) -> str:
+        """The message for an action that is not legal in environment i."""
         legal = np.flatnonzero(self.shop.mask[i])
         names = [f"{a} (WAIT)" if a == self.wait_action else str(a) for a in legal]
         where = f" in environment {i}" if self.num_envs > 1 else ""
@@ -228,34 +229,31 @@ class ShopBatch:
 
     def observe(self) -> GraphBatch:
         """Graphs of all environments as fresh arrays: a stored observation never changes."""
-        ptr = self.count_rows()
-        rows = {name: int(p[-1]) for name, p in ptr.items()}
+        ptr = np.zeros((4, self.num_envs + 1), np.int32)
+        graphs.count_all(self.problem, self.shop, ptr)
+        offsets = dict(zip(("op", "job", "machine", "candidate"), ptr, strict=True))
+        offsets["shop"] = self._shop_ptr
+        rows = {name: int(p[-1]) for name, p in offsets.items()}
         x = {n.name: np.empty((rows[n.name], len(n.features)), np.float32) for n in self.spec.nodes}
         link = {edge.name: np.empty(rows[edge.source], np.int32) for edge in self.spec.links}
         candidate = np.empty(rows["candidate"], np.int32)
         action = np.empty(rows["candidate"], np.int32)
-        self.write(ptr, x, link, candidate, action)
-        return GraphBatch(x, {n.name: ptr[n.name] for n in self.spec.nodes}, link, candidate, action, ptr["candidate"])
+        out = self.arrays(x, link, candidate, action)
+        graphs.write_all(self.problem, self.shop, self.mode, self.spec.graph == "ops", ptr, out)
+        node_ptr = {n.name: offsets[n.name] for n in self.spec.nodes}
+        return GraphBatch(x, node_ptr, link, candidate, action, offsets["candidate"])
 
-    def count_rows(self) -> dict[str, npt.NDArray[np.int32]]:
-        """Offsets of every environment's rows, by node type and for "candidate", each of shape (N + 1,)."""
-        ptr = {name: np.zeros(self.num_envs + 1, np.int32) for name in ("op", "job", "machine", "candidate")}
-        graphs.count_rows(self.problem, self.shop, ptr["op"], ptr["job"], ptr["machine"], ptr["candidate"])
-        ptr["shop"] = self._shop_ptr
-        return ptr
-
-    def write(
+    def arrays(
         self,
-        ptr: dict[str, npt.NDArray[np.int32]],
         x: dict[str, npt.NDArray[np.float32]],
         link: dict[str, npt.NDArray[np.int32]],
         candidate: npt.NDArray[np.int32],
         action: npt.NDArray[np.int32],
-    ) -> None:
-        """Write all graphs at the offsets `ptr` into arrays that have at least that many rows."""
+    ) -> graphs.GraphArrays:
+        """The named arrays in the order the kernels want them."""
         ops = self.spec.graph == "ops"
         first, second, third, fourth = ("needs", "of", "then", "first") if ops else ("next", "second", "third", "")
-        out = graphs.GraphArrays(
+        return graphs.GraphArrays(
             op=x["op"] if ops else _NO_ROWS,
             job=x["job"],
             machine=x["machine"],
@@ -271,9 +269,6 @@ class ShopBatch:
             load=self._scratch[1],
             slack=self._scratch[2],
             row=self._machine_row,
-        )
-        graphs.write_all(
-            self.problem, self.shop, self.mode, ops, ptr["op"], ptr["job"], ptr["machine"], ptr["candidate"], out
         )
 
     def schedule(self, i: int) -> Schedule:

@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from dispatchgym.envs.api import GraphSpec, InvalidActionError, UsageError
 from dispatchgym.envs.jobshop import gantt, library, scenario
+from dispatchgym.envs.jobshop import graph as graphs
 from dispatchgym.envs.jobshop.batch import Builder, GraphName, ShopBatch, ShopConfig
 from dispatchgym.envs.jobshop.instance import Instance
 from dispatchgym.envs.jobshop.scenario import OnInterrupt, Scenario
@@ -32,7 +33,7 @@ class ShopEnv(gym.Env[Obs, np.int64]):
 
     Observation (`Dict`, padded with zeros and -1 to the largest instance; what the columns mean is in `graph_spec`):
         <node>: float32 (most nodes, features) for every node type of the graph, real nodes first.
-        num_<node>: int32 (1,), how many are real.
+        num_nodes: int32 (node types,), how many are real, in the order of `graph_spec.nodes`.
         <link>: int32 (most source nodes,), row of the target node, -1 for none.
         candidate: int32 (jobs + 1,), row of the job's node for every action, -1 where there is none.
         action_mask: int8 (jobs + 1,), 1 where the action is legal.
@@ -87,12 +88,30 @@ class ShopEnv(gym.Env[Obs, np.int64]):
             rows = self._rows[node.name]
             low, high = (np.array([getattr(f, end) for f in node.features], np.float32) for end in ("low", "high"))
             entries[node.name] = spaces.Box(np.tile(low, (rows, 1)), np.tile(high, (rows, 1)), dtype=np.float32)
-            entries[f"num_{node.name}"] = spaces.Box(0, rows, (1,), np.int32)
         for link in self.graph_spec.links:
             entries[link.name] = spaces.Box(-1, self._rows[link.target] - 1, (self._rows[link.source],), np.int32)
+        entries["num_nodes"] = spaces.Box(0, max(self._rows.values()), (len(self.graph_spec.nodes),), np.int32)
         entries["candidate"] = spaces.Box(-1, room.jobs - 1, (actions,), np.int32)
         entries["action_mask"] = spaces.Box(0, 1, (actions,), np.int8)
         self.observation_space = spaces.Dict(entries)
+        self._ptr = np.zeros((4, 2), np.int32)
+        self._counted = [
+            {"op": graphs.OP, "job": graphs.JOB, "machine": graphs.MACHINE}[n] for n in self._rows if n != "shop"
+        ]
+        self._padded: dict[str, npt.NDArray[Any]] = {"candidate": np.full(actions, -1, np.int32)}
+        for node in self.graph_spec.nodes:
+            self._padded[node.name] = np.zeros((self._rows[node.name], len(node.features)), np.float32)
+        links = {link.name: np.full(self._rows[link.source], -1, np.int32) for link in self.graph_spec.links}
+        self._out = self._batch.arrays(
+            {n.name: self._padded[n.name] for n in self.graph_spec.nodes},
+            links,
+            np.empty(actions, np.int32),
+            np.empty(actions, np.int32),
+        )
+        self._padded |= links
+        self._padded["action_mask"] = self._batch.mask[0]
+        self._is_ops = graph == "ops"
+        self._over = True
         self.action_space = spaces.Discrete(actions)
 
     def _room(self) -> Capacity:
@@ -133,13 +152,14 @@ class ShopEnv(gym.Env[Obs, np.int64]):
             raise UsageError(f"variant {config.variant!r} has no shutdowns; a scenario needs InterruptingJobShop-v0")
         self.scenario = replay
         self._batch.reset()
-        return self._observe(), self._info()
+        _, info, self._over = self._act(graphs.NO_STEP)
+        return self._observation(), info
 
     def step(self, action: np.int64 | int) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
-        if self.instance is None or self._batch.shop.jobs_left[0] == 0:
-            raise InvalidActionError(f"action {action}: the episode is over; call reset() first")
-        reward, over = self._batch.step(np.array([action]))
-        return self._observe(), float(reward[0]), bool(over[0]), False, self._info()
+        if self._over:
+            raise InvalidActionError(f"action {action}: no episode is running; call reset() first")
+        reward, info, self._over = self._act(int(action))
+        return self._observation(), reward, self._over, False, info
 
     def schedule(self) -> Schedule:
         """The finished schedule.
@@ -158,30 +178,25 @@ class ShopEnv(gym.Env[Obs, np.int64]):
             return gantt.text(self.instance, schedule, scenario=self.scenario)
         return gantt.draw(self.instance, schedule, self.scenario)
 
-    def _info(self) -> dict[str, Any]:
-        shop = self._batch.shop
-        info: dict[str, Any] = {"now": int(shop.now[0]), "bound": int(shop.bound[0])}
-        if shop.dead[0]:
-            info["deadlock"] = True
-        elif shop.jobs_left[0] == 0:
-            info["makespan"] = int(shop.end[0].max())
-        return info
-
-    def _observe(self) -> Obs:
+    def _act(self, action: int) -> tuple[float, dict[str, Any], bool]:
+        """Step and bring the padded arrays up to date; returns (reward, info, is over)."""
         batch = self._batch
-        ptr = batch.count_rows()
-        x = {n.name: np.zeros((self._rows[n.name], len(n.features)), np.float32) for n in self.graph_spec.nodes}
-        link = {edge.name: np.full(self._rows[edge.source], -1, np.int32) for edge in self.graph_spec.links}
-        actions = self.wait_action + 1
-        row = np.empty(actions, np.int32)
-        action = np.empty(actions, np.int32)
-        batch.write(ptr, x, link, row, action)
-        found = int(ptr["candidate"][1])
-        candidate = np.full(actions, -1, np.int32)
-        candidate[action[:found]] = row[:found]
-        obs: Obs = {**x, **link, "candidate": candidate, "action_mask": batch.mask[0].astype(np.int8)}
-        for node in self.graph_spec.nodes:
-            obs[f"num_{node.name}"] = ptr[node.name][1:].copy()
+        reward, now, bound, state = graphs.step_padded(
+            batch.problem, batch.shop, batch.mode, self._is_ops, action, self._ptr, self._out, self._padded["candidate"]
+        )
+        if state == graphs.ILLEGAL:
+            raise InvalidActionError(batch.illegal(0, action))
+        info: dict[str, Any] = {"now": now, "bound": bound}
+        if state == graphs.DONE:
+            info["makespan"] = int(batch.shop.end[0].max())
+        elif state == graphs.DEADLOCK:
+            info["deadlock"] = True
+        return reward, info, state != graphs.RUNNING
+
+    def _observation(self) -> Obs:
+        """A copy of the padded arrays: a stored observation never changes."""
+        obs: Obs = {name: array.copy() for name, array in self._padded.items()}
+        obs["num_nodes"] = np.array([*self._ptr[self._counted, 1], 1], np.int32)
         return obs
 
 

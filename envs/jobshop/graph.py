@@ -12,7 +12,7 @@ import numpy as np
 
 from dispatchgym.envs.api import Feature, GraphSpec, Link, NodeType
 from dispatchgym.envs.compiled import compiled, inlined
-from dispatchgym.envs.jobshop.kernel import is_down, known_end
+from dispatchgym.envs.jobshop.kernel import is_down, known_end, step
 from dispatchgym.envs.jobshop.state import F32, I32, NEVER, Mode, Problem, Shop
 
 _MEAN = "mean durations"
@@ -152,45 +152,102 @@ class GraphArrays(NamedTuple):
     row: I32  # scratch, row of the machine's node or -1
 
 
+OP, JOB, MACHINE, CANDIDATE = range(4)  # rows of the offset arrays, shape (4, envs + 1)
+
+
 @compiled
-def count_rows(problem: Problem, shop: Shop, op_ptr: I32, job_ptr: I32, machine_ptr: I32, candidate_ptr: I32) -> None:
+def count_all(problem: Problem, shop: Shop, ptr: I32) -> None:
     """Fill the offsets of every environment's rows."""
     for i in range(len(shop.slot)):
-        k = shop.slot[i]
-        jobs = machines = candidates = 0
-        for j in range(problem.num_jobs[k]):
-            jobs += shop.seen[i, j] == 1 and shop.next_op[i, j] < problem.job_ptr[k, j + 1]
-            candidates += shop.mask[i, j]
-        for m in range(problem.num_machines[k]):
-            machines += shop.pending[i, m] > 0
-        op_ptr[i + 1] = op_ptr[i] + shop.ops_left[i]
-        job_ptr[i + 1] = job_ptr[i] + jobs
-        machine_ptr[i + 1] = machine_ptr[i] + machines
-        candidate_ptr[i + 1] = candidate_ptr[i] + candidates + shop.mask[i, shop.mask.shape[1] - 1]
+        count_rows(problem, shop, i, ptr)
 
 
 @compiled
-def write_all(
+def write_all(problem: Problem, shop: Shop, mode: Mode, ops: bool, ptr: I32, out: GraphArrays) -> None:
+    """Write the graph of every environment; `ops` chooses the complete graph."""
+    for i in range(len(shop.slot)):
+        write_rows(problem, shop, mode, ops, i, ptr, out)
+
+
+NO_STEP = -1
+RUNNING, DONE, DEADLOCK, ILLEGAL = range(4)
+
+
+@compiled
+def step_padded(
     problem: Problem,
     shop: Shop,
     mode: Mode,
     ops: bool,
-    op_ptr: I32,
-    job_ptr: I32,
-    machine_ptr: I32,
-    candidate_ptr: I32,
+    action: int,
+    ptr: I32,
     out: GraphArrays,
-) -> None:
-    """Write the graph of every environment; `ops` chooses the complete graph."""
-    free, load, slack, row = out.free, out.load, out.slack, out.row
-    for i in range(len(shop.slot)):
-        write_machines(problem, shop, mode, i, machine_ptr[i], free, load, slack, row, out)
+    node_of_action: I32,
+) -> tuple[float, int, int, int]:
+    """Step environment 0 (NO_STEP: do not) and write its graph into arrays that hold the one before.
+
+    Rows that were real and no longer are become padding: 0 in features, -1 in links. One call instead of
+    four, because for a single environment most of the time goes into handing the arrays over.
+
+    Returns:
+        (reward, now, bound, state); with state ILLEGAL nothing has happened.
+    """
+    reward = 0.0
+    if action != NO_STEP:
+        if action < 0 or action >= shop.mask.shape[1] or shop.mask[0, action] == 0:
+            return 0.0, 0, 0, ILLEGAL
+        reward = step(problem, shop, mode, 0, action)
+    op_rows, job_rows, machine_rows = ptr[OP, 1], ptr[JOB, 1], ptr[MACHINE, 1]
+    count_rows(problem, shop, 0, ptr)
+    write_rows(problem, shop, mode, ops, 0, ptr, out)
+    for row in range(ptr[OP, 1], op_rows if ops else 0):
+        for c in range(out.op.shape[1]):
+            out.op[row, c] = 0
+        out.link_0[row] = out.link_1[row] = out.link_2[row] = -1
+    for row in range(ptr[JOB, 1], job_rows):
+        for c in range(out.job.shape[1]):
+            out.job[row, c] = 0
+        out.holds[row] = -1
         if ops:
-            write_ops(problem, shop, i, op_ptr[i], job_ptr[i], free, load, slack, row, out)
+            out.link_3[row] = -1
         else:
-            write_ahead(problem, shop, mode, i, job_ptr[i], free, load, slack, row, out)
-        write_own(problem, shop, i, job_ptr[i], candidate_ptr[i], row, out)
-        write_shop(problem, shop, mode, i, candidate_ptr[i + 1] - candidate_ptr[i], out)
+            out.link_0[row] = out.link_1[row] = out.link_2[row] = -1
+    for row in range(ptr[MACHINE, 1], machine_rows):
+        for c in range(out.machine.shape[1]):
+            out.machine[row, c] = 0
+    for a in range(len(node_of_action)):
+        node_of_action[a] = -1
+    for c in range(ptr[CANDIDATE, 1]):
+        node_of_action[out.action[c]] = out.candidate[c]
+    state = DONE if shop.jobs_left[0] == 0 else DEADLOCK if shop.dead[0] == 1 else RUNNING
+    return reward, shop.now[0], shop.bound[0], state
+
+
+@inlined
+def count_rows(problem: Problem, shop: Shop, i: int, ptr: I32) -> None:
+    k = shop.slot[i]
+    jobs = machines = candidates = 0
+    for j in range(problem.num_jobs[k]):
+        jobs += shop.seen[i, j] == 1 and shop.next_op[i, j] < problem.job_ptr[k, j + 1]
+        candidates += shop.mask[i, j]
+    for m in range(problem.num_machines[k]):
+        machines += shop.pending[i, m] > 0
+    ptr[OP, i + 1] = ptr[OP, i] + shop.ops_left[i]
+    ptr[JOB, i + 1] = ptr[JOB, i] + jobs
+    ptr[MACHINE, i + 1] = ptr[MACHINE, i] + machines
+    ptr[CANDIDATE, i + 1] = ptr[CANDIDATE, i] + candidates + shop.mask[i, shop.mask.shape[1] - 1]
+
+
+@inlined
+def write_rows(problem: Problem, shop: Shop, mode: Mode, ops: bool, i: int, ptr: I32, out: GraphArrays) -> None:
+    free, load, slack, row = out.free, out.load, out.slack, out.row
+    write_machines(problem, shop, mode, i, ptr[MACHINE, i], free, load, slack, row, out)
+    if ops:
+        write_ops(problem, shop, i, ptr[OP, i], ptr[JOB, i], free, load, slack, row, out)
+    else:
+        write_ahead(problem, shop, mode, i, ptr[JOB, i], free, load, slack, row, out)
+    write_own(problem, shop, i, ptr[JOB, i], ptr[CANDIDATE, i], row, out)
+    write_shop(problem, shop, mode, i, ptr[CANDIDATE, i + 1] - ptr[CANDIDATE, i], out)
 
 
 @inlined

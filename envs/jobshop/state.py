@@ -20,6 +20,7 @@ I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+I8 = npt.NDArray[np.int8]
 U8 = npt.NDArray[np.uint8]
 U64 = npt.NDArray[np.uint64]
 
@@ -66,7 +67,7 @@ class Shop(NamedTuple):
     pending: I32  # (envs, machines): operations of seen jobs not started yet
     queued: I32  # (envs, machines): seen jobs whose next operation is here
     queued_work: I64  # (envs, machines): its processing time
-    mask: U8  # (envs, jobs + 1): legal actions; the last one is WAIT
+    mask: I8  # (envs, jobs + 1): legal actions; the last one is WAIT
     start: I64  # (envs, ops)
     end: I64  # (envs, ops)
     now: I64  # (envs,)
@@ -187,7 +188,7 @@ def new_shop(envs: int, size: Capacity) -> Shop:
         pending=np.zeros((envs, size.machines), np.int32),
         queued=np.zeros((envs, size.machines), np.int32),
         queued_work=np.zeros((envs, size.machines), np.int64),
-        mask=np.zeros((envs, size.jobs + 1), np.uint8),
+        mask=np.zeros((envs, size.jobs + 1), np.int8),
         start=np.zeros((envs, size.ops), np.int64),
         end=np.zeros((envs, size.ops), np.int64),
         now=np.zeros(envs, np.int64),

@@ -1,0 +1,1 @@
+"""What every benchmark shares: repeated timing, the row format, the table."""
