@@ -169,7 +169,7 @@ def prepare(options: Options) -> Evaluation:
         )
     if options.references:
         problems = suites.with_references(problems, suites.read_references(options.references), options.references)
-    notes = check_policies(problems, policies)
+    notes = check_policies(problems, policies) + _crowding(policies, _workers(options))
     check_durations(problems)
     settings = {
         "suite": suite.name,
@@ -192,6 +192,23 @@ def _delta(options: Options) -> float:
     if options.delta is None or not 0 <= options.delta <= 1:
         raise UsageError("--builder hybrid needs --delta between 0 (non-delay) and 1 (active)")
     return options.delta
+
+
+def _workers(options: Options) -> int:
+    return available_cores() if options.workers is None else options.workers
+
+
+def _crowding(policies: Sequence[Policy], workers: int) -> list[str]:
+    """A note for every solver whose threads outnumber the cores once the pool runs it side by side."""
+    cores, notes = available_cores(), []
+    for policy in policies:
+        threads = int(policy.versions().get("solver_workers", 1))
+        if threads > 1 and threads * max(1, workers) > cores:
+            notes.append(
+                f"{policy.name} searches with {threads} threads in each of {max(1, workers)} process(es) on {cores} "
+                f"core(s), so its wall times are too long; --workers {max(1, cores // threads)} would fit"
+            )
+    return notes
 
 
 def _base(name: str | None, policies: Sequence[Policy], delta: float) -> Policy:
@@ -235,7 +252,7 @@ def _make_folders(options: Options, evaluation: Evaluation) -> None:
 def _run(evaluation: Evaluation, journal: Journal, options: Options, console: Console) -> bool:
     """Run what the journal lacks; whether all of it was finished."""
     items = [item for item in evaluation.items if item.key not in journal.results]
-    workers = available_cores() if options.workers is None else options.workers
+    workers = _workers(options)
     if done := len(evaluation.items) - len(items):
         console.print(f"{done} of {len(evaluation.items)} runs were done before (--fresh starts over)")
     if not items:

@@ -15,9 +15,11 @@ from dispatchgym.agents.evaluation.pool import available_cores
 
 LIBRARIES = ("numpy", "numba", "ortools")
 
-# Everything that a result can come from; what only draws the report is left out.
+# Everything that a run can depend on; what is worked out anew from finished runs is left out.
 _SOURCES = ("envs", "solvers", "agents/evaluation")
-_PRESENTATION = frozenset(("charts.py", "report.py", "table.py", "machine.py", "command.py"))
+_AFTERWARDS = frozenset(
+    ("charts.py", "evidence.py", "progress.py", "report.py", "results.py", "statistics.py", "summary.py", "table.py")
+)
 
 
 def machine() -> dict[str, str | int]:
@@ -46,7 +48,7 @@ def _sources(folder: Traversable, name: str) -> Iterator[tuple[str, bytes]]:
     for entry in sorted(folder.iterdir(), key=lambda each: each.name):
         if entry.is_dir():
             yield from _sources(entry, f"{name}/{entry.name}")
-        elif entry.name.endswith(".py") and entry.name not in _PRESENTATION:
+        elif entry.name.endswith(".py") and entry.name not in _AFTERWARDS:
             yield f"{name}/{entry.name}", entry.read_bytes()
 
 

@@ -353,7 +353,8 @@ def _anytime(world: Variant, finished: Finished, rows: Sequence[Row], kinds: Map
     ]
     return (
         f'<figure class="panel anytime">{anytime_chart(lines, points)}<figcaption>Mean gap over wall time. '
-        "Lines: the solver's best schedule so far, from the moment every run has one; dashed: its proven bound. "
+        "Lines: the solver's best schedule so far, over the runs that found one, from the moment all of them had; "
+        "dashed: its proven bound. "
         "Dots: policies that answer once.</figcaption></figure>"
     )
 

@@ -107,7 +107,7 @@ def _entry(rows: Sequence[Row], policy: str, base: str, group: str | None, metri
         solved=len(solved),
         failed=sum(row.status in FAILURES for row in mine),
         averaged=len(averaged),
-        instances=len({(row.group, row.instance) for row in averaged}),
+        instances=len({row.instance for row in averaged}),
         proven=sum(row.status == "optimal" for row in mine),
         mean=float(mean(flat)) if flat else None,
         mean_interval=stratified_bootstrap(strata, mean, resamples=resamples) if flat else None,

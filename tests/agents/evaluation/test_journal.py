@@ -108,3 +108,20 @@ def test_starting_over_sets_the_old_journal_aside(path: Path) -> None:
     with open_journal(path, suite="other") as journal:
         assert journal.results == {}
     assert "one" in path.with_name("journal.jsonl.old").read_text()
+
+
+def test_a_disk_that_fills_up_says_that_nothing_is_lost(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def write(self, data: memoryview) -> int:
+            if len(data) < 10:
+                raise OSError(28, "No space left on device")
+            return len(data) - 5  # a full disk takes what still fits
+
+    with open_journal(path) as journal:
+        journal.add(result("one"))
+        with monkeypatch.context() as patch:
+            patch.setattr(journal, "_file", Full())
+            with pytest.raises(UsageError, match="No space left on device; what was finished is kept"):
+                journal.add(result("two"))
+    with open_journal(path) as journal:
+        assert list(journal.results) == ["one"]
