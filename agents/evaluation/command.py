@@ -37,6 +37,11 @@ MOST_SEEDS = 10_000
 BYTES_PER_JOURNAL_OPERATION = 24
 
 
+def _shown(metavar: str | None = None) -> Any:
+    """How the help shows an option: with a plain word for its value, and without a default of None."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """Run policies over a suite of job shops, side by side, and report how they compare.
@@ -48,52 +53,52 @@ class Options:
     Example: dispatchgym evaluate jobshop/taillard --policies lrpt,mwkr,cp-sat@10s --out out/taillard
     """
 
-    suite: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="SUITE")] = None
+    suite: Annotated[tyro.conf.Positional[str | None], _shown("SUITE")] = None
     """Suite to run, such as jobshop/smoke; left out with --instances."""
 
-    policies: str | None = None
-    """Comma-separated policies, such as lrpt,mwkr+cap0.7,cp-sat@10s; default: the suite's own."""
+    policies: Annotated[str | None, _shown("LIST")] = None
+    """Policies with commas between them, such as lrpt,mwkr+cap0.7,cp-sat@10s; default: the suite's own."""
 
-    seeds: int | None = None
+    seeds: Annotated[int | None, _shown("N")] = None
     """Seeds per problem for policies that draw and for shutdowns; default: the suite's own, mostly 5."""
 
-    out: Path = Path("out/evaluation")
-    """Folder for results.json, summary.json, report.html and the journal that makes resuming possible."""
+    out: Annotated[Path | None, _shown("DIR")] = None
+    """Where results.json, summary.json, report.html and the journal for resuming go; default: out/SUITE."""
 
-    base: str | None = None
+    base: Annotated[str | None, _shown("POLICY")] = None
     """Policy that the others are compared with, problem by problem; default: the first one."""
 
-    workers: int | None = None
+    workers: Annotated[int | None, _shown("N")] = None
     """Processes that run side by side; default: one per core. 0 runs everything in this process."""
 
-    evidence: Path | None = None
-    """Folder for every schedule as JSON lines, to be checked without dispatchgym."""
+    evidence: Annotated[Path | None, _shown("DIR")] = None
+    """Also write every schedule there as JSON lines, to be checked without dispatchgym."""
 
-    instances: str | None = None
+    instances: Annotated[str | None, _shown("DIR_OR_GLOB")] = None
     """Your own instances instead of a suite: a folder of .txt files, or a quoted pattern such as 'shop/*.jsp'."""
 
-    variant: Variant | None = None
+    variant: Annotated[Variant | None, _shown("{jssp,bws,bns,isbjssp}")] = None
     """Shop to run in: classic, blocking with swaps, blocking without, interrupting."""
 
-    references: Path | None = None
-    """JSON file of best-known makespans: {"name": 666} or {"name": {"value": 666, "kind": "optimum"}}."""
+    references: Annotated[Path | None, _shown("FILE.json")] = None
+    """Best-known makespans: {"name": 666} or {"name": {"value": 666, "kind": "optimum"}}."""
 
     builder: Literal["non-delay", "active", "hybrid"] = "non-delay"
     """How the classic shop places operations under a rule; matters more than the rule."""
 
-    delta: float | None = None
+    delta: Annotated[float | None, _shown("0..1")] = None
     """With --builder hybrid: from 0 (non-delay) to 1 (active)."""
 
-    shutdown_probabilities: str | None = None
-    """Comma-separated, for the interrupting shop: chance of a shutdown within one mean operation duration."""
+    shutdown_probabilities: Annotated[str | None, _shown("LIST")] = None
+    """Interrupting shop: chances of a shutdown within one mean operation duration, such as 0,0.05,0.1,0.2."""
 
-    on_interrupt: OnInterrupt | None = None
-    """What a repair does to the interrupted operation; default: resume."""
+    on_interrupt: Annotated[OnInterrupt | None, _shown("{resume,restart}")] = None
+    """Interrupting shop: whether a repaired machine goes on with its operation or begins it anew; default: resume."""
 
-    fresh: bool = False
+    fresh: Annotated[bool, _shown()] = False
     """Start over in --out; the old journal is set aside as journal.jsonl.old."""
 
-    list: bool = False
+    list: Annotated[bool, _shown()] = False
     """Show suites and policies, run nothing."""
 
 
@@ -128,18 +133,21 @@ def main(argv: list[str]) -> int:
         _print_lists(out)
         return 0
     evaluation = prepare(options)
-    _make_folders(options, evaluation)
+    folder = options.out or Path("out") / evaluation.suite.replace("/", "-")
+    _make_folders(folder, options.evidence, evaluation)
     for note in evaluation.notes:
         err.print(f"note: {note}", markup=False, soft_wrap=True)
-    path = options.out / "journal.jsonl"
+    path = folder / "journal.jsonl"
     if options.fresh:
         start_over(path)
     session = {"began": datetime.now(UTC).isoformat(timespec="seconds"), **machine()}
     with Journal(path, evaluation.settings, session) as journal:
-        if not _run(evaluation, journal, options, err):
+        if not _run(evaluation, journal, _workers(options), err):
             return INTERRUPTED
         finished = [(item, journal.results[item.key]) for item in evaluation.items]
-        return _finish(evaluation, finished, journal.sessions, options, out, err)
+        if options.evidence:
+            write_evidence(finished, options.evidence)
+        return _finish(evaluation, finished, journal.sessions, folder, out, err)
 
 
 def prepare(options: Options) -> Evaluation:
@@ -241,24 +249,23 @@ def _digest(problems: Sequence[Problem]) -> str:
     return h.hexdigest()
 
 
-def _make_folders(options: Options, evaluation: Evaluation) -> None:
+def _make_folders(out: Path, evidence: Path | None, evaluation: Evaluation) -> None:
     operations = sum(item.problem.instance.num_ops for item in evaluation.items)
     # Report and results come on top of the journal, and are small beside it.
-    make_writable(options.out, 2 * operations * BYTES_PER_JOURNAL_OPERATION)
-    if options.evidence:
-        make_writable(options.evidence, operations * BYTES_PER_OPERATION)
+    make_writable(out, 2 * operations * BYTES_PER_JOURNAL_OPERATION)
+    if evidence:
+        make_writable(evidence, operations * BYTES_PER_OPERATION)
 
 
-def _run(evaluation: Evaluation, journal: Journal, options: Options, console: Console) -> bool:
+def _run(evaluation: Evaluation, journal: Journal, workers: int, console: Console) -> bool:
     """Run what the journal lacks; whether all of it was finished."""
     items = [item for item in evaluation.items if item.key not in journal.results]
-    workers = _workers(options)
     if done := len(evaluation.items) - len(items):
         console.print(f"{done} of {len(evaluation.items)} runs were done before (--fresh starts over)")
     if not items:
         return True
     crew = f"{min(workers, len(items))} worker(s)" if workers else "this process"
-    console.print(f"{len(items)} runs on {crew}, results in {options.out}", soft_wrap=True)
+    console.print(f"{len(items)} runs on {crew}, results in {journal.path.parent}", soft_wrap=True)
     try:
         with progress(len(items), console) as advance, closing(run_items(items, workers)) as running:
             for item, result in running:
@@ -281,7 +288,7 @@ def _finish(
     evaluation: Evaluation,
     finished: Finished,
     sessions: Sequence[Mapping[str, Any]],
-    options: Options,
+    folder: Path,
     out: Console,
     err: Console,
 ) -> int:
@@ -307,19 +314,17 @@ def _finish(
         "notes": list(evaluation.notes),
     }
     tuned = _tuned(finished)
-    write_results(rows, options.out / "results.json")
-    write_summary(entries, options.out / "summary.json", head, failures, {"tuned": tuned, "conflicts": contradictions})
-    if options.evidence:
-        write_evidence(finished, options.evidence)
-    report.write_report(options.out / "report.html", head, finished, rows, entries, failures, tuned, contradictions)
+    write_results(rows, folder / "results.json")
+    write_summary(entries, folder / "summary.json", head, failures, {"tuned": tuned, "conflicts": contradictions})
+    report.write_report(folder / "report.html", head, finished, rows, entries, failures, tuned, contradictions)
     print_summary(entries, out)
     for line in tuning.caps_by_policy(tuned):
         out.print(line, markup=False, soft_wrap=True)
     for line in contradictions:
         err.print(f"contradiction: {line}", markup=False, soft_wrap=True)
     if failures:
-        err.print(f"{len(failures)} of {len(rows)} runs failed; see {options.out / 'summary.json'}", soft_wrap=True)
-    out.print(f"report: {options.out / 'report.html'}", soft_wrap=True)
+        err.print(f"{len(failures)} of {len(rows)} runs failed; see {folder / 'summary.json'}", soft_wrap=True)
+    out.print(f"report: {folder / 'report.html'}", soft_wrap=True)
     return FAILED if failures or contradictions else 0
 
 
