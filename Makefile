@@ -3,38 +3,27 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-PYTHON ?= python3# the interpreter that builds the environment, 3.11 or newer
+# The interpreter that builds the environment, 3.11 or newer.
+PYTHON ?= python3
+export PYTHON
+
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-UNFINISHED := $(VENV)/.unfinished
-LOG := $(VENV)/setup.log
+PEERS := .venv-peers
 DEMO := out/demo
 BENCH_ARGS ?=
 PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4
 
-.PHONY: help setup demo test lint format types tests bench docs wheel-check constraints clean
+.PHONY: help setup demo test lint format types tests bench bench-peers docs wheel-check constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 setup: $(READY) ## create .venv with every pinned version and install dispatchgym into it (skipped while up to date)
 
-# A set-up that was cut short leaves UNFINISHED behind, and the next one starts from nothing.
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: $(PYTHON) is not Python 3.11 or newer; name one that is: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; exit 1; }
-	@if [ -e $(UNFINISHED) ]; then rm -rf $(VENV); fi
-	@mkdir -p $(VENV) && touch $(UNFINISHED)
-	@if ! command -v nvidia-smi >/dev/null && [[ ! "$$($(PYTHON) -m pip config list 2>/dev/null)" =~ index-url|find-links ]]; then \
-	  echo "note: no GPU here, yet pip may fetch gigabytes of CUDA packages; README.md, 'Without a GPU', says how to get torch's CPU build"; fi
-	@echo "Setting up $(VENV): about a minute, more on a slow network (details: $(LOG))"
-	@{ $(PYTHON) -m venv $(VENV) && \
-	  $(BIN)/python -m pip install --progress-bar off -c constraints.txt pip setuptools && \
-	  $(BIN)/python -m pip install --progress-bar off -c constraints.txt --no-build-isolation -e '.[dev,docs]' && \
-	  $(BIN)/python -m pip check; } >$(LOG) 2>&1 || \
-	  { tail -n 15 $(LOG) >&2; echo "error: the set-up failed; the lines above are the end of $(LOG)" >&2; exit 1; }
-	@rm $(UNFINISHED) && touch $@
+	@.ci/environment $(VENV) constraints.txt --no-build-isolation -e '.[dev,docs]'
 
 demo: setup ## set up, judge the rules and CP-SAT on real instances, say where the report lies
 	@$(BIN)/dispatchgym evaluate demo --out $(DEMO)
@@ -56,8 +45,13 @@ types: setup ## mypy --strict over the package
 tests: setup ## pytest without the slow tests (PYTEST_ARGS=... to choose)
 	@$(BIN)/pytest $(PYTEST_ARGS)
 
-bench: setup ## run every script in benchmarks/ side by side with its peers (BENCH_ARGS=--quick for half a minute each)
+bench: setup bench-peers ## run every script in benchmarks/ beside its peers (BENCH_ARGS=--quick: half a minute each)
 	@for script in benchmarks/*.py; do echo "== $$script $(BENCH_ARGS)"; $(BIN)/python "$$script" $(BENCH_ARGS); done
+
+bench-peers: $(PEERS)/.ready ## create .venv-peers with the packages that benchmarks compare with
+
+$(PEERS)/.ready: benchmarks/peers/requirements.txt
+	@.ci/environment $(PEERS) $< -r $<
 
 docs: setup ## build the documentation into site/
 	@$(BIN)/mkdocs build --strict 2>&1 | sed '/^INFO/d'

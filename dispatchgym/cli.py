@@ -27,7 +27,7 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "data": Command(
         "dispatchgym.envs.data_command:main",
-        "list the public datasets with source and licence, and get them",
+        "list the published instances, write them or random ones as text files",
     ),
 }
 
