@@ -42,6 +42,7 @@ class RaggedRolloutBuffer(RolloutBuffer):
             play the same instance, the same for all its decisions; "gae": generalised advantage estimation.
         group: environments that share an instance.
         leader: with "group", what the best episode of its group gets on top: training for the best of many.
+        minibatch: most decisions of a minibatch.
         node_budget: most nodes of a minibatch, so that memory does not grow with the size of the shops.
         Other arguments: as in Stable-Baselines3.
     """
@@ -60,6 +61,7 @@ class RaggedRolloutBuffer(RolloutBuffer):
         advantage: Advantage = "group",
         group: int = 1,
         leader: float = 0.0,
+        minibatch: int = 32_768,
         node_budget: int = 1_000_000,
     ) -> None:
         if n_envs % group or (advantage == "group" and group < 2):
@@ -68,6 +70,7 @@ class RaggedRolloutBuffer(RolloutBuffer):
         self.advantage = advantage
         self.group = group
         self.leader = leader
+        self.minibatch = minibatch
         self.node_budget = node_budget
         # The base class wants an array per observation; ours are graphs, so it gets the smallest array there is.
         super().__init__(buffer_size, spaces.Box(0, 1, (1,)), action_space, device, gae_lambda, gamma, n_envs)
@@ -123,13 +126,14 @@ class RaggedRolloutBuffer(RolloutBuffer):
         """Every decision once, in random order, in minibatches of equal numbers of nodes.
 
         Args:
-            batch_size: most decisions of a minibatch; None for no limit besides the node budget.
+            batch_size: most decisions of a minibatch, where that is less than the buffer's own `minibatch`.
         """
         assert self.full
         everything = self._everything()
         nodes = everything.observations.nodes_per_graph()
         order = torch.randperm(len(nodes), device=nodes.device)
-        for index in order.split(minibatch_sizes(nodes[order], batch_size or len(nodes), self.node_budget)):
+        most = min(batch_size or self.minibatch, self.minibatch)
+        for index in order.split(minibatch_sizes(nodes[order], most, self.node_budget)):
             yield Minibatch(
                 select(self.spec, everything.observations, index), *(column[index] for column in everything[1:])
             )

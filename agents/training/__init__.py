@@ -1,0 +1,1 @@
+"""Training runs: configuration, the run directory, checkpoints, validation."""

@@ -1,0 +1,263 @@
+"""The configuration of a training run: one frozen dataclass a part, filled from YAML and `key=value` overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from dispatchgym.agents.policy import PolicyConfig
+from dispatchgym.agents.rollout_buffer import Advantage
+from dispatchgym.agents.schedules import SHAPES
+from dispatchgym.agents.shop_vec_env import InstanceSource, RolloutConfig
+from dispatchgym.envs.api import UsageError
+from dispatchgym.envs.jobshop.batch import GraphName, ShopConfig
+from dispatchgym.envs.registry import unknown_name
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PPOConfig:
+    """How the policy is updated; the names are those of the PPO paper.
+
+    Args:
+        learning_rate: highest rate of AdamW.
+        schedule: its course, a name in `agents.schedules.SHAPES`.
+        warm_up: share of the training until the highest rate is reached.
+        epochs: times every decision is used.
+        minibatch: most decisions of a gradient step.
+        node_budget: most graph nodes of a gradient step: bounds the memory whatever the shops' sizes.
+        clip: of the probability ratio.
+        entropy: weight of the entropy bonus.
+        value: weight of the value loss; 0 without a critic ("group" advantages need none).
+        max_grad_norm: gradients are scaled down to this norm.
+        weight_decay: of AdamW.
+        advantage: "group" relative to the rollouts of the same instance, or "gae".
+        leader: with "group", what the best rollout of an instance gets on top.
+        gamma, gae_lambda: with "gae".
+    """
+
+    learning_rate: float = 4e-4
+    schedule: str = "linear"
+    warm_up: float = 0.0
+    epochs: int = 2
+    minibatch: int = 32_768
+    node_budget: int = 1_500_000
+    clip: float = 0.2
+    entropy: float = 0.002
+    value: float = 0.0
+    max_grad_norm: float = 0.5
+    weight_decay: float = 0.01
+    advantage: Advantage = "group"
+    leader: float = 0.0
+    gamma: float = 1.0
+    gae_lambda: float = 0.98
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SHAPES:
+            raise unknown_name("schedule", self.schedule, SHAPES)
+        for name in ("learning_rate", "clip", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"ppo.{name} is {getattr(self, name)}; it must be above 0")
+        for name in ("epochs", "minibatch", "node_budget"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"ppo.{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationConfig:
+    """The fixed set on which the best checkpoint is chosen: generated instances, never a benchmark's.
+
+    Args:
+        every: iterations between two evaluations.
+        instances: how many, sizes in turn.
+        sizes: (jobs, machines); default those of the training.
+        samples: besides the greedy run, the best of so many sampled ones; 0 for none.
+        seed: of the set; training never uses it.
+        rules: judged once, for comparison.
+    """
+
+    every: int = 10
+    instances: int = 50
+    sizes: tuple[tuple[int, int], ...] = ()
+    samples: int = 0
+    seed: int = 1_000_003
+    rules: tuple[str, ...] = ("lrpt", "mwkr", "fdd/mwkr")
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.instances < 1 or self.samples < 0:
+            raise UsageError(
+                f"validation.every {self.every}, instances {self.instances}, samples {self.samples}: "
+                "the first two must be at least 1, the last at least 0"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """Everything that decides a training run.
+
+    Args:
+        name: of the run.
+        seed: of weights, instances and draws.
+        iterations: rollout and update, so many times.
+        device: "auto" takes a GPU if there is one.
+        threads: of torch on the CPU; more than 1 pays only on a machine that has them to spare.
+        precision: of matrix products on a GPU: "float32", or "tf32", faster and accurate to 3 digits.
+        graph: which observation.
+        ema: per iteration, how much of the averaged weights stays; the average is what is evaluated and exported.
+        checkpoint_every: iterations between two checkpoints.
+    """
+
+    name: str = "jobshop"
+    seed: int = 0
+    iterations: int = 200
+    device: str = "auto"
+    threads: int = 1
+    precision: Literal["float32", "tf32"] = "tf32"
+    graph: GraphName = "jobs"
+    ema: float = 0.9
+    checkpoint_every: int = 10
+    shop: ShopConfig = field(default_factory=ShopConfig)
+    instances: InstanceSource = field(default_factory=InstanceSource)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or self.checkpoint_every < 1 or self.threads < 1:
+            raise UsageError(
+                f"iterations {self.iterations}, checkpoint_every {self.checkpoint_every}, threads {self.threads}: "
+                "all must be at least 1"
+            )
+        if not 0.0 <= self.ema < 1.0:
+            raise UsageError(f"ema is {self.ema}; it must be a share from 0 up to 1")
+
+
+def load(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The configuration in a YAML file with dotted `key=value` overrides, such as `ppo.entropy=0.01`.
+
+    Raises:
+        UsageError: a file that cannot be read, a value of the wrong kind.
+        UnknownNameError: a key that does not exist; the message offers the closest ones.
+    """
+    document: Any = {}
+    if path is not None:
+        try:
+            document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path}: is not YAML ({error})") from error
+        if not isinstance(document, dict):
+            raise UsageError(f"{path}: holds {document!r:.80}; a configuration is a mapping of keys")
+    document.pop("schema", None)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UsageError(f"override {override!r} has no '='; write key=value, such as ppo.entropy=0.01")
+        _put(document, key, _parsed(override, text))
+    return from_mapping(document)
+
+
+def from_mapping(document: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of nested plain values; the inverse of `to_mapping`."""
+    config: TrainConfig = _build(TrainConfig, document, "")
+    return config
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """Nested plain values: what YAML and JSON can hold."""
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def dump(config: TrainConfig) -> str:
+    """YAML of every value, defaults included."""
+    document = {"schema": SCHEMA, **to_mapping(config)}
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+
+
+def describe(kind: type = TrainConfig, prefix: str = "") -> list[str]:
+    """One line a key: dotted name and default."""
+    lines = []
+    for f in dataclasses.fields(kind):
+        default = f.default_factory() if f.default is dataclasses.MISSING else f.default  # type: ignore[misc]
+        if dataclasses.is_dataclass(default):
+            lines += describe(type(default), f"{prefix}{f.name}.")
+        else:
+            lines.append(f"{prefix}{f.name}={_plain(default)}")
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_mapping(value)
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _parsed(override: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"override {override!r}: its value is not YAML ({error})") from error
+
+
+def _put(document: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for name in parents:
+        document = document.setdefault(name, {})
+        if not isinstance(document, dict):
+            raise UsageError(f"override {key!r}: {name!r} is a value, not a group of keys")
+    document[last] = value
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{where or 'the configuration'} is {value!r:.80}; it must be a mapping of keys")
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}
+    for name in value:
+        if name not in known:
+            raise unknown_name("key", f"{where}.{name}" if where else str(name), _dotted(where, known))
+    return kind(**{n: _convert(hints[n], v, f"{where}.{n}" if where else n) for n, v in value.items()})
+
+
+def _dotted(where: str, names: set[str]) -> list[str]:
+    return [f"{where}.{name}" if where else name for name in names]
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as `hint` asks, or a one-line error that names the key."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise UsageError(f"{where} is {value!r}; it must be one of {', '.join(map(str, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UsageError(f"{where} is {value!r}; it must be a list")
+        inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(inner) != len(value):
+            raise UsageError(f"{where} is {value!r}; it must be a list of {len(inner)}")
+        return tuple(_convert(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True)))
+    if hint is float and type(value) in (int, float, str):
+        try:
+            return float(value)  # YAML 1.1 reads 4e-4 as text
+        except ValueError:
+            pass
+    elif type(value) is hint:
+        return value
+    raise UsageError(f"{where} is {value!r}; it must be {hint.__name__}")

@@ -1,0 +1,298 @@
+"""One training run: stock PPO, and a callback that averages, judges, logs and saves between iterations."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+
+from dispatchgym.agents.evaluation.files import atomic_write
+from dispatchgym.agents.graph_tensors import GraphTensors
+from dispatchgym.agents.policy import GraphActorCriticPolicy, GraphNetwork
+from dispatchgym.agents.rollout_buffer import RaggedRolloutBuffer
+from dispatchgym.agents.schedules import Schedule
+from dispatchgym.agents.shop_runs import ShopRuns
+from dispatchgym.agents.shop_vec_env import ShopVecEnv
+from dispatchgym.agents.training.checkpoint import (
+    load_checkpoint,
+    on_device,
+    random_states,
+    replace_folder,
+    restore_random_states,
+    save_checkpoint,
+)
+from dispatchgym.agents.training.config import TrainConfig, dump, to_mapping
+from dispatchgym.agents.training.validation import Validation
+from dispatchgym.envs.api import DispatchGymError
+
+Report = Callable[[int, dict[str, float], dict[str, float]], None]
+"""Called after every iteration with its number, its metrics and its timings."""
+
+SCALE_INSTANCES = 20
+"""Instances that the starting rule plays to fit the input standardisation."""
+
+
+class TrainingDivergedError(DispatchGymError, ArithmeticError):
+    """The loss or a weight is no longer a number."""
+
+
+def build(config: TrainConfig) -> PPO:
+    """Stock PPO around our environment, buffer and policy; untrained, so it plays as its starting rule."""
+    torch.set_num_threads(config.threads)
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)
+    torch.backends.cuda.matmul.allow_tf32 = config.precision == "tf32"
+    env = ShopVecEnv(
+        config.instances, config.shop, config.rollout, graph=config.graph, seed=config.seed, device=device
+    )
+    ppo = config.ppo
+    model = PPO(
+        GraphActorCriticPolicy,
+        env,
+        learning_rate=Schedule(ppo.learning_rate, ppo.schedule, ppo.warm_up),
+        n_steps=env.length,
+        batch_size=env.num_envs * env.length,  # no limit of its own: the buffer cuts minibatches
+        n_epochs=ppo.epochs,
+        gamma=ppo.gamma,
+        gae_lambda=ppo.gae_lambda,
+        clip_range=ppo.clip,
+        normalize_advantage=ppo.advantage == "gae",
+        ent_coef=ppo.entropy,
+        vf_coef=ppo.value,
+        max_grad_norm=ppo.max_grad_norm,
+        rollout_buffer_class=RaggedRolloutBuffer,
+        rollout_buffer_kwargs={
+            "spec": env.runs.spec,
+            "advantage": ppo.advantage,
+            "group": config.rollout.rollouts,
+            "leader": ppo.leader,
+            "minibatch": ppo.minibatch,
+            "node_budget": ppo.node_budget,
+        },
+        policy_kwargs={
+            "spec": env.runs.spec,
+            "config": config.policy,
+            "optimizer_kwargs": {"weight_decay": ppo.weight_decay},
+        },
+        seed=config.seed,
+        device=device,
+    )
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    return model
+
+
+def fit_scale(policy: GraphActorCriticPolicy, config: TrainConfig) -> None:
+    """Fit the input standardisation to what the starting rule meets on a few instances of the source."""
+    instances, drawn = config.instances.draw(SCALE_INSTANCES, (config.seed, 2), config.shop)
+    runs = ShopRuns.of(instances, config.shop, config.graph, 1, drawn, 1, policy.device)
+    seen = []
+    choices = np.zeros(runs.num_envs, np.int64)
+    while not runs.over.all():
+        obs = runs.observe()
+        seen.append(GraphTensors.from_dict(obs))
+        with torch.no_grad():
+            action = policy(obs)[0]
+        choices[:] = action.cpu().numpy()
+        runs.step(choices)
+    policy.fit_scale(seen)
+
+
+class RunCallback(BaseCallback):
+    """What happens between two iterations; everything that a checkpoint must hold is an attribute here."""
+
+    def __init__(self, config: TrainConfig, folder: Path, report: Report) -> None:
+        super().__init__()
+        self.config = config
+        self.folder = folder
+        self.report = report
+        self.validation = Validation(config)
+        self.iteration = 0
+        self.best = math.inf
+        self.average: GraphNetwork  # moving average of the weights
+        self._rollout: dict[str, float] = {}
+        self._clock = time.perf_counter()
+        self._rollout_s = 0.0
+
+    def _init_callback(self) -> None:
+        self.average = copy.deepcopy(self._policy.network).requires_grad_(False)
+
+    @property
+    def _policy(self) -> GraphActorCriticPolicy:
+        policy = self.model.policy
+        assert isinstance(policy, GraphActorCriticPolicy)
+        return policy
+
+    @property
+    def _env(self) -> ShopVecEnv:
+        env = self.model.env
+        assert isinstance(env, ShopVecEnv)
+        return env
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put model, environment, counters and random generators where a checkpoint was taken."""
+        device = self.model.device
+        self._policy.load_state_dict(on_device(state["policy"], device))
+        self._policy.optimizer.load_state_dict(state["optimizer"])
+        self.average.load_state_dict(on_device(state["average"], device))
+        self.iteration, self.best = state["iteration"], state["best"]
+        self.model.num_timesteps = state["num_timesteps"]
+        self.model._n_updates = state["num_updates"]  # type: ignore[attr-defined]  # PPO has it, its base not
+        self._env.rounds = state["rounds"]
+        restore_random_states(state["random"])
+
+    def _on_training_start(self) -> None:
+        self._clock = time.perf_counter()
+        if self.iteration == 0:
+            row = {"iteration": 0, **self.validation.rules(), **self.validation.judge(self.average)}
+            self._keep_best(row)
+            self._log(row)
+            self._save()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self.model.num_timesteps > self.iteration * self._env.num_envs * self._env.length:
+            self._after_update()
+
+    def _on_rollout_end(self) -> None:
+        now = time.perf_counter()
+        self._rollout_s, self._clock = now - self._clock, now
+        buffer = self.model.rollout_buffer  # type: ignore[attr-defined]  # on-policy algorithms have one
+        returns = buffer.rewards.sum(axis=0)
+        by_instance = returns.reshape(-1, self.config.rollout.rollouts)
+        self._rollout = {
+            "rollout/return": float(returns.mean()),
+            "rollout/spread": float(by_instance.std(axis=1).mean()),
+            "rollout/best": float(by_instance.max(axis=1).mean()),
+            "rollout/decisions": float(buffer.num_decisions),
+        }
+
+    def _on_training_end(self) -> None:
+        self._after_update()
+
+    def _after_update(self) -> None:
+        self._check_numbers()
+        self.iteration += 1
+        update_s = time.perf_counter() - self._clock
+        self._average_weights()
+        row: dict[str, Any] = {"iteration": self.iteration, **self._rollout}
+        row |= {name: float(value) for name, value in self.logger.name_to_value.items() if name.startswith("train/")}
+        row["train/rule_scale"] = self._policy.network.rule_scale.item()
+        is_last = self.iteration == self.config.iterations
+        if self.iteration % self.config.validation.every == 0 or is_last:
+            row |= self.validation.judge(self.average)
+            self._keep_best(row)
+        self._log(row)
+        if self.iteration % self.config.checkpoint_every == 0 or is_last:
+            self._save()
+        decisions = self._rollout["rollout/decisions"]
+        timing = {
+            "rollout_s": self._rollout_s,
+            "update_s": update_s,
+            "decisions_per_s": decisions / (self._rollout_s + update_s),
+        }
+        self.report(self.iteration, row, timing)
+        self._clock = time.perf_counter()
+
+    def _check_numbers(self) -> None:
+        loss = self.logger.name_to_value.get("train/loss", 0.0)
+        finite = torch.stack([p.isfinite().all() for p in self._policy.network.parameters()]).all()
+        if not (math.isfinite(float(loss)) and bool(finite)):
+            raise TrainingDivergedError(
+                f"training diverged in iteration {self.iteration + 1} (loss {loss}); the last good checkpoint is in "
+                f"{self.folder / 'checkpoints'}; lower ppo.learning_rate (now {self.config.ppo.learning_rate:g}) "
+                "or ppo.max_grad_norm and resume"
+            )
+
+    def _average_weights(self) -> None:
+        # The average of the first iterations is the plain mean, so that the start is soon forgotten.
+        keep = min(self.config.ema, self.iteration / (self.iteration + 1))
+        with torch.no_grad():
+            for mean, new in zip(self.average.parameters(), self._policy.network.parameters(), strict=True):
+                mean.lerp_(new, 1.0 - keep)
+
+    def _keep_best(self, row: dict[str, Any]) -> None:
+        if row["validation/greedy"] >= self.best:
+            return
+        self.best = row["validation/greedy"]
+        save_network(self.average, self.folder / "best", {**row, "config": to_mapping(self.config)})
+
+    def _log(self, row: dict[str, Any]) -> None:
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _save(self) -> None:
+        state = {
+            "policy": self._policy.state_dict(),
+            "optimizer": self._policy.optimizer.state_dict(),
+            "average": self.average.state_dict(),
+            "iteration": self.iteration,
+            "best": self.best,
+            "num_timesteps": self.model.num_timesteps,
+            "num_updates": getattr(self.model, "_n_updates", 0),
+            "rounds": self._env.rounds,
+            "random": random_states(),
+        }
+        save_checkpoint(self.folder / "checkpoints", self.iteration, state)
+
+
+def save_network(network: GraphNetwork, folder: Path, about: dict[str, Any]) -> None:
+    """Write weights.safetensors and about.json into `folder`, replacing what is there at once."""
+    new = folder.with_name(f".{folder.name}-new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    save_file(weights, str(new / "weights.safetensors"))
+    (new / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    replace_folder(new, folder)
+
+
+def train(config: TrainConfig, folder: Path, report: Report, resume: bool = False) -> RunCallback:
+    """Train in a run directory, from the start or from its latest checkpoint.
+
+    Raises:
+        TrainingDivergedError: the loss is no longer a number; checkpoints up to then are kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model = build(config)
+    assert isinstance(model.policy, GraphActorCriticPolicy)
+    callback = RunCallback(config, folder, report)
+    total = config.iterations * model.n_envs * model.n_steps
+    if resume:
+        state = load_checkpoint(folder / "checkpoints")
+        callback.init_callback(model)
+        callback.restore(state)
+        _forget_rows_after(folder / "metrics.jsonl", callback.iteration)
+    else:
+        with atomic_write(folder / "config.resolved.yaml") as file:
+            file.write(dump(config))
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+        fit_scale(model.policy, config)
+    if callback.iteration < config.iterations:
+        model.learn(
+            total - model.num_timesteps, callback=callback, log_interval=None, reset_num_timesteps=not resume
+        )
+    return callback
+
+
+def _forget_rows_after(metrics: Path, iteration: int) -> None:
+    """Drop rows written after the checkpoint, the last one possibly cut short: they will be written again."""
+    kept = []
+    for line in metrics.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n") or json.loads(line)["iteration"] > iteration:
+            break
+        kept.append(line)
+    with atomic_write(metrics) as file:
+        file.writelines(kept)
