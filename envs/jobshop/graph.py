@@ -268,7 +268,6 @@ def write_machines(
     inv = np.float32(1.0 / problem.scale[k])
     per_machine = np.float32(1.0 / problem.num_machines[k])
     per_job = np.float32(1.0 / problem.num_jobs[k])
-    bound = np.float32(shop.bound[i] - now) * inv
     for m in range(problem.num_machines[k]):
         until = shop.free[i, m] - now
         blocked = False
@@ -280,9 +279,9 @@ def write_machines(
                 blocked = until <= 0
             if is_down(shop, i, m):
                 down_for = np.float32(now - shop.down_from[i, shop.down_at[i, m]]) * inv
-        free[m] = max(np.float32(until) * inv, np.float32(0))
+        free[m] = np.float32(max(until, 0)) * inv
         load[m] = np.float32(shop.load[i, m]) * inv
-        slack[m] = bound - free[m] - load[m]
+        slack[m] = np.float32(shop.bound[i] - now - max(until, 0) - shop.load[i, m]) * inv
         row[m] = -1
         if shop.pending[i, m] > 0:
             row[m] = at
@@ -417,13 +416,14 @@ def write_ops(
     k = shop.slot[i]
     now = shop.now[i]
     inv = np.float32(1.0 / problem.scale[k])
-    bound = np.float32(shop.bound[i] - now) * inv
     for j in range(problem.num_jobs[k]):
         first, last = shop.next_op[i, j], problem.job_ptr[k, j + 1]
         if shop.seen[i, j] == 0 or first >= last:
             continue
-        head = np.float32(max(known_end(shop, i, j) - now, 0)) * inv
-        job_slack = bound - head - problem.static_x[k, first, 0] - problem.static_x[k, first, 1]
+        until = max(known_end(shop, i, j) - now, 0)
+        head = np.float32(until) * inv
+        work = problem.duration[k, first] + problem.tail[k, first]
+        job_slack = np.float32(shop.bound[i] - now - until - work) * inv
         out.link_3[job_at] = at
         for o in range(first, last):
             m = problem.machine[k, o]

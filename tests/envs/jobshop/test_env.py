@@ -32,6 +32,10 @@ def made(name: str, **arguments: Any) -> ShopEnv:
     return env
 
 
+def variant_of(name: str) -> Variant:
+    return ENVS[name].arguments["variant"]  # type: ignore[return-value]
+
+
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("name", ENVS)
 def test_gymnasium_accepts_the_environment(name: str, graph: str) -> None:
@@ -73,9 +77,9 @@ def padded_equals_ragged(obs: dict[str, Any], ragged: GraphBatch) -> None:
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
-@pytest.mark.parametrize(("name", "variant"), list(zip(ENVS, ("jssp", "bws", "isbjssp"), strict=True)))
-def test_padded_and_batched_observations_are_equal_at_every_step(name: str, variant: Variant, graph: str) -> None:
-    rng = np.random.default_rng(7)
+@pytest.mark.parametrize("name", ENVS)
+def test_padded_and_batched_observations_are_equal_at_every_step(name: str, graph: str) -> None:
+    rng, variant = np.random.default_rng(7), variant_of(name)
     for seed in range(5):
         instance = small(rng)
         env = made(name, instance=instance, graph=graph)
@@ -131,8 +135,8 @@ def test_features_are_finite_and_within_their_declared_ranges(variant: Variant, 
         obs = batch.observe()
         for node in batch.spec.nodes:
             x = obs.x[node.name]
-            low = np.array([f.low for f in node.features]) - 1e-3
-            high = np.array([f.high for f in node.features]) + 1e-3
+            low = np.array([f.low for f in node.features])
+            high = np.array([f.high for f in node.features])
             assert np.isfinite(x).all()
             assert ((x >= low) & (x <= high)).all(), [
                 f.name for f, bad in zip(node.features, ((x < low) | (x > high)).any(axis=0), strict=True) if bad
@@ -176,11 +180,60 @@ def test_an_episode_ends_with_a_valid_schedule_and_its_makespan(name: str) -> No
             assert not truncated
             total += reward
         assert env.instance is not None
-        variant: Variant = {"J": "jssp", "B": "bws", "I": "isbjssp"}[name.split("/")[1][0]]  # type: ignore[assignment]
-        validate(env.schedule(), env.instance, variant, env.scenario)
+        validate(env.schedule(), env.instance, variant_of(name), env.scenario)
         assert total == first - info["makespan"]
         with pytest.raises(InvalidActionError, match="no episode is running; call reset"):
             env.step(0)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("name", ENVS)
+def test_the_native_vector_environment_equals_single_ones_in_a_row(name: str, graph: str) -> None:
+    arguments: dict[str, Any] = {"instance": small, "capacity": (6, 4, 24), "graph": graph}
+    native = gym.make_vec(name, 3, vectorization_mode="vector_entry_point", **arguments)
+    row = [made(name, **arguments) for _ in range(3)]
+    rng = np.random.default_rng(0)
+    obs, infos = native.reset(seed=5)
+    alone = [env.reset(seed=5 + i) for i, env in enumerate(row)]
+    over, episodes = [False] * 3, 0
+    for _ in range(150):
+        for i, (own, info) in enumerate(alone):
+            assert native.single_observation_space.contains(own)
+            for key, value in own.items():
+                np.testing.assert_array_equal(obs[key][i], value)
+            assert (infos["now"][i], infos["bound"][i]) == (info["now"], info["bound"])
+        actions = [int(rng.choice(np.flatnonzero(m))) if m.any() else 0 for m in obs["action_mask"]]
+        obs, rewards, terminations, truncations, infos = native.step(np.array(actions))
+        for i, env in enumerate(row):
+            if over[i]:
+                alone[i], over[i] = env.reset(), False
+                assert (rewards[i], terminations[i]) == (0, False)
+                continue
+            own, reward, over[i], _, info = env.step(actions[i])
+            alone[i] = own, info
+            assert (rewards[i], terminations[i], truncations[i]) == (reward, over[i], False)
+            if over[i]:
+                episodes += 1
+                assert infos["makespan"][i] == info["makespan"]
+    assert episodes > 3
+
+
+def test_the_vector_environment_takes_a_seed_for_each_of_its_members() -> None:
+    native = gym.make_vec(
+        "dispatchgym/JobShop-v0", 2, vectorization_mode="vector_entry_point", instance=small, capacity=(6, 4, 24)
+    )
+    obs, _ = native.reset(seed=[9, 9])
+    np.testing.assert_array_equal(obs["job"][0], obs["job"][1])
+    assert native.unwrapped.wait_action == 6  # type: ignore[attr-defined]
+
+
+def test_without_swaps_the_blocking_shop_offers_no_exchange() -> None:
+    env = made("dispatchgym/BlockingJobShop-v0", instance="la01", swap=False)
+    obs, _ = env.reset(seed=0)
+    over, rng = False, np.random.default_rng(0)
+    while not over:
+        obs, _, over, _, _ = env.step(rng.choice(np.flatnonzero(obs["action_mask"])))
+    validate(env.schedule(), library.load("la01"), "bns")
 
 
 def test_a_recorded_scenario_can_be_replayed() -> None:
@@ -219,6 +272,10 @@ def test_bad_requests_say_what_is_wrong() -> None:
         made("dispatchgym/JobShop-v0", instance=[])
     with pytest.raises(UsageError, match="graph is 'cliques'"):
         made("dispatchgym/JobShop-v0", graph="cliques")
+    with pytest.raises(UsageError, match=r"shutdown_probability is 0\.2, but variant 'bws' has no shutdowns"):
+        made("dispatchgym/BlockingJobShop-v0", shutdown_probability=0.2)
+    with pytest.raises(UsageError, match="swap=False exists in BlockingJobShop-v0 only"):
+        made("dispatchgym/JobShop-v0", swap=False)
     with pytest.raises(UsageError, match="render_mode is 'human'"):
         ShopEnv("jssp", render_mode="human")
     env = made("dispatchgym/JobShop-v0")
@@ -236,6 +293,8 @@ def test_bad_requests_say_what_is_wrong() -> None:
 
 
 def test_importing_the_package_makes_the_environments_known_to_gymnasium() -> None:
-    code = "import gymnasium, dispatchgym; print(gymnasium.make('dispatchgym/JobShop-v0').reset(seed=0)[0]['num_nodes'])"
+    code = (
+        "import gymnasium, dispatchgym; print(gymnasium.make('dispatchgym/JobShop-v0').reset(seed=0)[0]['num_nodes'])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[6 6 1]"
