@@ -118,8 +118,8 @@ def own_instances(pattern: str) -> Suite:
         InvalidInstanceError: a malformed file, by file and line.
     """
     folder = Path(pattern)
-    paths = sorted(folder.glob("*.txt")) if folder.is_dir() else sorted(Path(p) for p in glob.glob(pattern))
-    paths = [path for path in paths if path.is_file()]
+    found = folder.glob("*.txt") if folder.is_dir() else [folder] if folder.is_file() else map(Path, glob.glob(pattern))
+    paths = sorted(path for path in found if path.is_file())
     if not paths:
         raise UsageError(
             f"no instance file at {pattern}; give a folder of .txt files or a quoted pattern such as 'shop/*.jsp'"
