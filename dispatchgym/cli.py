@@ -21,6 +21,10 @@ class Command(NamedTuple):
 
 
 COMMANDS: Mapping[str, Command] = {
+    "train": Command(
+        "dispatchgym.agents.train_command:main",
+        "train a dispatch rule by PPO from a configuration file; write a run directory",
+    ),
     "evaluate": Command(
         "dispatchgym.agents.evaluation.command:main",
         "judge rules and solvers on a suite of instances; write results and a report",

@@ -145,8 +145,9 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_evaluate_py_at_the_root_is_the_evaluate_command() -> None:
-    script = Path(__file__).resolve().parent.parent / "evaluate.py"
-    as_script, as_command = python(str(script), "--help"), python("-m", "dispatchgym", "evaluate", "--help")
+@pytest.mark.parametrize("name", ["evaluate", "train"])
+def test_the_script_at_the_root_is_the_command(name: str) -> None:
+    script = Path(__file__).resolve().parent.parent / f"{name}.py"
+    as_script, as_command = python(str(script), "--help"), python("-m", "dispatchgym", name, "--help")
     assert as_script.returncode == as_command.returncode == 0, as_script.stderr
     assert as_script.stdout == as_command.stdout
