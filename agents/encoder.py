@@ -66,44 +66,60 @@ class Blocks:
 
     def to_rows(self, grid: Tensor) -> Tensor:
         """The inverse."""
-        return grid.reshape(self.graphs * self.size, *grid.shape[2:])[self.slot]
+        return grid.reshape(self.graphs * self.size, *grid.shape[2:]).index_select(0, self.slot)
 
 
 class HubExchange(nn.Module):
     """One round along the typed links: targets hear the mean of their sources, sources hear their target.
 
-    Links are many-to-one, so the way back is a plain look-up. Row -1 (no target) reads and writes a spare row.
+    Links are many-to-one, so the way back is a plain look-up. Links between the same two node types travel
+    together. A link to nowhere (-1) reads and writes spare rows.
     """
 
     def __init__(self, spec: GraphSpec, width: int) -> None:
         super().__init__()
         self.spec = spec
         self.mean = MeanAggregation()
-        self.targets = sorted({link.target for link in spec.links})
+        pairs = sorted({(link.source, link.target) for link in spec.links})
+        self.ways = [
+            (source, target, [link.name for link in spec.links if (link.source, link.target) == (source, target)])
+            for source, target in pairs
+        ]
+        self.targets = sorted({target for _, target in pairs})
         self.norm = nn.ModuleDict({n.name: nn.LayerNorm(width) for n in spec.nodes if n.name != spec.context})
-        self.up = nn.ModuleDict({link.name: nn.Linear(width, width, bias=False) for link in spec.links})
-        self.down = nn.ModuleDict({link.name: nn.Linear(width, width, bias=False) for link in spec.links})
+        self.up = nn.ModuleList(nn.Linear(len(names) * width, width, bias=False) for _, _, names in self.ways)
+        self.down = nn.ModuleList(nn.Linear(width, len(names) * width, bias=False) for _, _, names in self.ways)
         self.mix = nn.ModuleDict({name: _mlp(width, width, width) for name in self.targets})
 
     def forward(self, h: dict[str, Tensor], link: dict[str, Tensor]) -> dict[str, Tensor]:
         h = dict(h)
-        heard: dict[str, Tensor] = {}
         normed = {name: norm(h[name]) for name, norm in self.norm.items()}
-        for edge in self.spec.links:
-            spare = h[edge.target].shape[0]
-            to = torch.where(link[edge.name] < 0, spare, link[edge.name])
-            mean = self.mean(normed[edge.source], to, dim_size=spare + 1, dim=0)[:spare]
-            message = self.up[edge.name](mean)
-            heard[edge.target] = heard[edge.target] + message if edge.target in heard else message
+        heard = {name: normed[name] for name in self.targets}
+        goals = []
+        for (source, target, names), up in zip(self.ways, self.up, strict=True):
+            sources, targets, width = h[source].shape[0], h[target].shape[0], h[source].shape[1]
+            spare = _spare_rows(sources)
+            nowhere = targets + torch.arange(sources, device=h[source].device) % spare
+            goal = torch.stack([torch.where(link[name] < 0, nowhere, link[name]) for name in names], 1)
+            goal = goal * len(names) + torch.arange(len(names), device=goal.device)  # (sources, links)
+            message = normed[source][:, None].expand(-1, len(names), -1).reshape(-1, width)
+            rows = (targets + spare) * len(names)
+            mean = self.mean(message, goal.view(-1), dim_size=rows, dim=0).view(-1, len(names) * width)[:targets]
+            heard[target] = heard[target] + up(mean)
+            goals.append((goal, spare))
         for name in self.targets:
-            h[name] = h[name] + self.mix[name](normed[name] + heard[name])
-        told: dict[str, Tensor] = {}
-        for edge in self.spec.links:
-            message = functional.pad(self.down[edge.name](h[edge.target]), (0, 0, 0, 1))[link[edge.name]]
-            told[edge.source] = told[edge.source] + message if edge.source in told else message
-        for name, message in told.items():
-            h[name] = h[name] + message
-        return h
+            h[name] = h[name] + self.mix[name](heard[name])
+        told = dict(h)
+        for (source, target, names), down, (goal, spare) in zip(self.ways, self.down, goals, strict=True):
+            width = h[source].shape[1]
+            rows = functional.pad(down(h[target]), (0, 0, 0, spare)).view(-1, width)
+            told[source] = told[source] + rows.index_select(0, goal.view(-1)).view(-1, len(names), width).sum(1)
+        return told
+
+
+def _spare_rows(sources: int) -> int:
+    """On a GPU thousands of additions to one row would queue up; in a small graph one row is enough."""
+    return 256 if sources > 10_000 else 1
 
 
 class BlockAttention(nn.Module):

@@ -89,10 +89,10 @@ def select(spec: GraphSpec, graphs: GraphTensors, index: Tensor) -> GraphTensors
         start, count = graphs.ptr[name][index], graphs.ptr[name].diff()[index]
         ptr[name] = torch.cat((count.new_zeros(1), count.cumsum(0)))
         rows[name] = ragged_rows(start, count, int(ptr[name][-1]))
-        x[name] = graphs.x[name][rows[name]]
+        x[name] = graphs.x[name].index_select(0, rows[name])
         shift[name] = ptr[name][:-1] - start
     for edge in spec.links:
-        moved = _moved(graphs.link[edge.name][rows[edge.source]], shift[edge.target], ptr[edge.source])
+        moved = _moved(graphs.link[edge.name].index_select(0, rows[edge.source]), shift[edge.target], ptr[edge.source])
         link[edge.name] = moved
     start, count = graphs.candidate_ptr[index], graphs.candidate_ptr.diff()[index]
     candidate_ptr = torch.cat((count.new_zeros(1), count.cumsum(0)))

@@ -108,7 +108,9 @@ class GraphNetwork(nn.Module):
         position = torch.arange(candidates, device=graph.device) - graphs.candidate_ptr[graph]
         is_wait = graphs.candidate < 0
         row = graphs.candidate.clamp(min=0)
-        hidden = functional.gelu(self.score_node(nodes)[row] + self.score_context(context)[graph])
+        hidden = functional.gelu(
+            self.score_node(nodes.index_select(0, row)) + self.score_context(context).index_select(0, graph)
+        )
         logit = self.score(hidden).squeeze(-1)
         if self.rule_column >= 0:
             # no mean is subtracted: a shift of all candidates changes nothing

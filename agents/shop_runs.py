@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,7 +12,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dispatchgym.agents.graph_tensors import GraphTensors
 from dispatchgym.envs.compiled import compiled
 from dispatchgym.envs.jobshop import graph as graphs
 from dispatchgym.envs.jobshop.batch import GraphName, ShopBatch, ShopConfig
@@ -60,6 +60,25 @@ def _finish(
         while not is_over(shop, i):
             action = choose(problem, shop, i, rule, len(shop.next_op[i]), 0.0, state, priority)  # no cap
             reward[i] += step(problem, shop, mode, i, action)
+
+
+class _Room:
+    """Arrays of one type side by side in one block, so that they travel to the device in one copy."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> None:
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        self.shapes = shapes
+        self.sizes = sizes
+        self.device = device
+        self.block = torch.empty(sum(sizes), dtype=dtype, pin_memory=device.type == "cuda")
+        self.arrays = {name: part.numpy() for name, part in self._split(self.block).items()}
+
+    def on_device(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        return self._split(self.block.to(self.device, non_blocking=True).to(dtype))
+
+    def _split(self, block: Tensor) -> dict[str, Tensor]:
+        parts = block.split(self.sizes)
+        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
 
 def _count(_: int, batch: ShopBatch) -> npt.NDArray[np.int32]:
@@ -209,51 +228,43 @@ class ShopRuns:
         whole = np.concatenate([parts[0][:, :1], *(part[:, 1:] for part in parts)], axis=1)
         ptr = dict(zip(ROW_KINDS, whole, strict=True))
         ptr[self.spec.context] = np.arange(self.num_envs + 1, dtype=np.int32)
-        pinned = self.device.type == "cuda"
-
-        def room(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.empty(shape, dtype=dtype, pin_memory=pinned)
-
+        over = self.over
+        active = np.flatnonzero(~over)
+        kept = np.append(active, self.num_envs)  # environments that are over have no rows but the context's
         rows = {name: int(p[-1]) for name, p in ptr.items()}
-        x = {n.name: room(rows[n.name], len(n.features), dtype=torch.float32) for n in self.spec.nodes}
-        link = {edge.name: room(rows[edge.source], dtype=torch.int32) for edge in self.spec.links}
-        candidate = room(rows["candidate"], dtype=torch.int32)
+        numbers = _Room(
+            {f"x/{n.name}": (rows[n.name], len(n.features)) for n in self.spec.nodes}, torch.float32, self.device
+        )
+        indices = _Room(
+            {f"link/{edge.name}": (rows[edge.source],) for edge in self.spec.links}
+            | {"candidate": (rows["candidate"],), "candidate_ptr": (len(kept),), "active": (len(active),)}
+            | {f"ptr/{n.name}": (len(kept),) for n in self.spec.nodes},
+            torch.int32,
+            self.device,
+        )
+        arrays = {n.name: numbers.arrays[f"x/{n.name}"] for n in self.spec.nodes}
+        links = {edge.name: indices.arrays[f"link/{edge.name}"] for edge in self.spec.links}
         action = np.empty(rows["candidate"], np.int32)
-        arrays = {name: value.numpy() for name, value in x.items()}
-        links, candidates = {name: value.numpy() for name, value in link.items()}, candidate.numpy()
 
         def write(lane: int, batch: ShopBatch) -> None:
             mine = slice(lane * self._in_lane, (lane + 1) * self._in_lane)
             # the kernel writes context rows by environment number, all others at their offsets
             context = {self.spec.context: arrays[self.spec.context][mine]}
-            out = batch.arrays({**arrays, **context}, links, candidates, action)
+            out = batch.arrays({**arrays, **context}, links, indices.arrays["candidate"], action)
             graphs.write_all(batch.problem, batch.shop, batch.mode, self.spec.graph == "ops", parts[lane], out)
 
         self._in_all_lanes(write)
-        over = self.over
-        active = np.flatnonzero(~over)
         self._action, self._candidate_ptr = action, ptr["candidate"]
-        kept = np.append(active, self.num_envs)  # environments that are over have no rows but the context's
-        x[self.spec.context] = x[self.spec.context][torch.from_numpy(active)]
-
-        def there(tensor: Tensor) -> Tensor:
-            return tensor.to(self.device, non_blocking=True)
-
-        def offsets(name: str) -> Tensor:
-            return there(torch.from_numpy(np.arange(len(kept)) if name == self.spec.context else ptr[name][kept])).long()
-
-        seen = GraphTensors(
-            {name: there(value) for name, value in x.items()},
-            {n.name: offsets(n.name) for n in self.spec.nodes},
-            {name: there(value).long() for name, value in link.items()},
-            there(candidate).long(),
-            offsets("candidate"),
-        )
-        return {
-            **seen.to_dict(),
-            "active": there(torch.from_numpy(active)),
-            "over": there(torch.from_numpy(over)),
-        }
+        indices.arrays["active"][:] = active
+        indices.arrays["candidate_ptr"][:] = ptr["candidate"][kept]
+        for node in self.spec.nodes:
+            is_context = node.name == self.spec.context
+            indices.arrays[f"ptr/{node.name}"][:] = np.arange(len(kept)) if is_context else ptr[node.name][kept]
+        obs = numbers.on_device(torch.float32) | indices.on_device(torch.int64)
+        context = f"x/{self.spec.context}"
+        if len(active) < self.num_envs:
+            obs[context] = obs[context].index_select(0, obs["active"])
+        return obs | {"over": torch.from_numpy(over).to(self.device)}
 
     def _in_all_lanes(self, work: Callable[[int, ShopBatch], T]) -> list[T]:
         if self._pool is None:

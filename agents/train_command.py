@@ -72,10 +72,9 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     console = Console(soft_wrap=True)
     if options.resume is not None:
-        if options.config is not None or options.overrides:
-            raise UsageError("--resume goes on with the run's own configuration; give no other beside it")
         folder = options.resume
-        config = _of_run(folder)
+        given = [str(options.config)] * (options.config is not None) + options.overrides
+        config = _of_run(folder, given)
     else:
         overrides = list(options.overrides)
         path = options.config
@@ -100,14 +99,19 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _of_run(folder: Path) -> TrainConfig:
+def _of_run(folder: Path, overrides: list[str]) -> TrainConfig:
+    """The run's own configuration; only its length may change."""
+    if any(not override.startswith("iterations=") for override in overrides):
+        raise UsageError(
+            f"--resume goes on with the run's own configuration; {' '.join(overrides)!r} would change more than "
+            "its length (iterations=N)"
+        )
     path = folder / "config.resolved.yaml"
     if not path.exists():
         raise UsageError(f"{folder} is not a run directory: it has no config.resolved.yaml")
-    document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if document.pop("schema", None) != configuration.SCHEMA:
+    if yaml.safe_load(path.read_text(encoding="utf-8")).get("schema") != configuration.SCHEMA:
         raise UsageError(f"{path}: was written by another version; this one reads schema {configuration.SCHEMA}")
-    return configuration.from_mapping(document)
+    return configuration.load(path, overrides)
 
 
 def _parser() -> argparse.ArgumentParser:

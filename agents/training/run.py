@@ -266,6 +266,8 @@ def train(config: TrainConfig, folder: Path, report: Report, resume: bool = Fals
         TrainingDivergedError: the loss is no longer a number; checkpoints up to then are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / "config.resolved.yaml") as file:
+        file.write(dump(config))
     model = build(config)
     assert isinstance(model.policy, GraphActorCriticPolicy)
     callback = RunCallback(config, folder, report)
@@ -276,8 +278,6 @@ def train(config: TrainConfig, folder: Path, report: Report, resume: bool = Fals
         callback.restore(state)
         _forget_rows_after(folder / "metrics.jsonl", callback.iteration)
     else:
-        with atomic_write(folder / "config.resolved.yaml") as file:
-            file.write(dump(config))
         (folder / "metrics.jsonl").unlink(missing_ok=True)
         fit_scale(model.policy, config)
     if callback.iteration < config.iterations:
