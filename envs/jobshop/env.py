@@ -90,8 +90,6 @@ class ShopEnv(gym.Env[padding.Padded, np.int64]):
         rows = padding.rows_of(self.graph_spec, room)
         actions = room.jobs + 1
         self._ptr = np.zeros((4, 2), np.int32)
-        counted = {"op": graphs.OP, "job": graphs.JOB, "machine": graphs.MACHINE}
-        self._counted = [counted[name] for name in rows if name != "shop"]
         x = {node.name: np.zeros((rows[node.name], len(node.features)), np.float32) for node in self.graph_spec.nodes}
         link = {edge.name: np.full(rows[edge.source], -1, np.int32) for edge in self.graph_spec.links}
         self._out = self._batch.arrays(x, link, np.empty(actions, np.int32), np.empty(actions, np.int32))
@@ -99,6 +97,7 @@ class ShopEnv(gym.Env[padding.Padded, np.int64]):
             **x,
             **link,
             "candidate": np.full(actions, -1, np.int32),
+            "num_nodes": np.zeros(len(rows), np.int32),
             "action_mask": self._batch.mask[0],
         }
 
@@ -156,7 +155,15 @@ class ShopEnv(gym.Env[padding.Padded, np.int64]):
         """Step and bring the padded arrays up to date; returns (reward, info, is over)."""
         batch = self._batch
         reward, now, bound, state = graphs.step_padded(
-            batch.problem, batch.shop, batch.mode, self._is_ops, action, self._ptr, self._out, self._padded["candidate"]
+            batch.problem,
+            batch.shop,
+            batch.mode,
+            self._is_ops,
+            action,
+            self._ptr,
+            self._out,
+            self._padded["candidate"],
+            self._padded["num_nodes"],
         )
         if state == graphs.ILLEGAL:
             raise InvalidActionError(batch.illegal(0, action))
@@ -169,6 +176,4 @@ class ShopEnv(gym.Env[padding.Padded, np.int64]):
 
     def _observation(self) -> padding.Padded:
         """A copy of the padded arrays: a stored observation never changes."""
-        obs = {name: array.copy() for name, array in self._padded.items()}
-        obs["num_nodes"] = np.array([*self._ptr[self._counted, 1], 1], np.int32)
-        return obs
+        return {name: array.copy() for name, array in self._padded.items()}

@@ -183,6 +183,7 @@ def step_padded(
     ptr: I32,
     out: GraphArrays,
     node_of_action: I32,
+    num_nodes: I32,
 ) -> tuple[float, int, int, int]:
     """Step environment 0 (NO_STEP: do not) and write its graph into arrays that hold the one before.
 
@@ -219,6 +220,11 @@ def step_padded(
         node_of_action[a] = -1
     for c in range(ptr[CANDIDATE, 1]):
         node_of_action[out.action[c]] = out.candidate[c]
+    if ops:
+        num_nodes[0] = ptr[OP, 1]
+    num_nodes[len(num_nodes) - 3] = ptr[JOB, 1]
+    num_nodes[len(num_nodes) - 2] = ptr[MACHINE, 1]
+    num_nodes[len(num_nodes) - 1] = 1
     state = DONE if shop.jobs_left[0] == 0 else DEADLOCK if shop.dead[0] == 1 else RUNNING
     return reward, shop.now[0], shop.bound[0], state
 
