@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.metadata
 import pkgutil
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +26,8 @@ LAYERS = ("envs", "solvers", "agents", "serving")
 """Each may import itself and what stands before it."""
 CODE_FOLDERS = (*LAYERS, "configs")
 LEARNING = {"torch", "torch_geometric", "stable_baselines3"}
+DISTRIBUTIONS = importlib.metadata.packages_distributions()
+"""Import name -> names of the installed distributions that provide it."""
 
 SOURCES = sorted(
     file.relative_to(ROOT)
@@ -47,6 +51,11 @@ def imported_modules(file: Path) -> Iterator[str]:
             and (named := re.fullmatch(r"(dispatchgym(?:\.\w+)+):\w+", node.value))
         ):
             yield named[1]
+
+
+def canonical(distribution: str) -> str:
+    """A distribution's name as the index compares it."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def all_modules(package: str = "dispatchgym") -> list[str]:
@@ -81,6 +90,15 @@ def test_imports_point_from_serving_to_envs_and_never_back(file: Path) -> None:
 @pytest.mark.parametrize("file", [f for f in SOURCES if f.parts[0] == "envs"], ids=str)
 def test_no_file_of_envs_imports_a_learning_library(file: Path) -> None:
     assert not LEARNING & {name.split(".")[0] for name in imported_modules(file)}
+
+
+@pytest.mark.parametrize("file", [f for f in SOURCES if f.parts[0] in (*LAYERS, "dispatchgym")], ids=str)
+def test_every_library_that_is_imported_is_a_declared_requirement(file: Path) -> None:
+    written = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    declared = {canonical(re.split(r"[<>=!~\[; ]", requirement)[0]) for requirement in written}
+    for name in {name.split(".")[0] for name in imported_modules(file)} - sys.stdlib_module_names - {"dispatchgym"}:
+        provided_by = {canonical(distribution) for distribution in DISTRIBUTIONS.get(name, ())}
+        assert provided_by & declared, f"{file} imports {name}, which no dependency in pyproject.toml provides"
 
 
 @pytest.mark.parametrize("package", ["dispatchgym.envs", "dispatchgym.solvers", "dispatchgym.agents.evaluation"])
