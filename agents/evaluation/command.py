@@ -25,10 +25,10 @@ from dispatchgym.agents.evaluation.progress import progress
 from dispatchgym.agents.evaluation.results import Finished, conflicts, make_rows, write_results
 from dispatchgym.agents.evaluation.summary import summarise, write_summary
 from dispatchgym.agents.evaluation.table import print_summary
-from dispatchgym.agents.evaluation.work import FAILURES, WorkItem, check_durations, check_policies, plan
+from dispatchgym.agents.evaluation.work import FAILURES, WorkItem, check_policies, plan
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.jobshop.scenario import OnInterrupt
-from dispatchgym.envs.jobshop.schedule import Variant
+from dispatchgym.envs.jobshop.schedule import Variant, check_durations
 from dispatchgym.envs.registry import unknown_name
 
 FAILED = 1
@@ -178,7 +178,8 @@ def prepare(options: Options) -> Evaluation:
     if options.references:
         problems = suites.with_references(problems, suites.read_references(options.references), options.references)
     notes = check_policies(problems, policies) + _crowding(policies, _workers(options))
-    check_durations(problems)
+    for problem in problems:
+        check_durations(problem.instance, problem.variant)
     settings = {
         "suite": suite.name,
         "problems": _digest(problems),

@@ -14,7 +14,7 @@ import numpy as np
 import dispatchgym
 from dispatchgym.agents.evaluation.policies import Answer, Policy
 from dispatchgym.agents.evaluation.problem import Problem, derived_seed
-from dispatchgym.envs.api import DispatchGymError, InvalidInstanceError, InvalidScheduleError, UsageError
+from dispatchgym.envs.api import DispatchGymError, InvalidScheduleError, UsageError
 from dispatchgym.envs.jobshop.instance import Instance
 from dispatchgym.envs.jobshop.scenario import Scenario
 from dispatchgym.envs.jobshop.schedule import Schedule, Variant, validate
@@ -112,21 +112,6 @@ def check_policies(problems: Sequence[Problem], policies: Sequence[Policy]) -> l
             count = sum(shops[shop] for shop in shared)
             notes.append(f"{policy.name} runs in {', '.join(shared)} only: {count} of {len(problems)} problems")
     return notes
-
-
-def check_durations(problems: Iterable[Problem]) -> None:
-    """Refuse an operation of no length where jobs block machines: its place in time would have no meaning.
-
-    Raises:
-        InvalidInstanceError: naming the instance and the operation.
-    """
-    for problem in problems:
-        if problem.variant != "jssp" and not problem.instance.duration.all():
-            op = int(np.argmin(problem.instance.duration))
-            raise InvalidInstanceError(
-                f"instance {problem.instance.name!r}: operation {problem.instance.op_name(op)} has duration 0; "
-                f"in {problem.variant} every duration must be at least 1"
-            )
 
 
 def execute(item: WorkItem) -> Result:

@@ -232,6 +232,15 @@ def test_a_malformed_file_is_refused_by_name_and_line_before_any_work(tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+def test_operations_of_no_length_are_refused_where_jobs_block(tmp_path: Path) -> None:
+    (tmp_path / "zero.txt").write_text("2 2\n0 3 1 0\n1 2 0 4\n")
+    given = ("--instances", tmp_path, "--policies", "mwkr", "--out", tmp_path / "out")
+    with pytest.raises(InvalidInstanceError, match=r"'zero': operation \(0, 1\)"):
+        evaluate(*given, "--variant", "bws")
+    assert not (tmp_path / "out").exists()
+    assert evaluate(*given) == 0
+
+
 @pytest.mark.parametrize("option", ["--out", "--evidence"])
 def test_a_folder_that_cannot_be_written_fails_before_the_work(tmp_path: Path, option: str) -> None:
     (tmp_path / "file").write_text("")

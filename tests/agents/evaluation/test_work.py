@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dispatchgym.agents.evaluation.policies import Answer, parse_policies
-from dispatchgym.agents.evaluation.work import WorkItem, check_durations, check_policies, execute, plan
-from dispatchgym.envs.api import InvalidInstanceError, UsageError
+from dispatchgym.agents.evaluation.work import WorkItem, check_policies, execute, plan
+from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.jobshop.instance import Instance
 from dispatchgym.envs.jobshop.scenario import Scenario
 from dispatchgym.envs.jobshop.schedule import Schedule
@@ -103,10 +103,3 @@ def test_a_policy_that_fits_some_of_the_shops_is_noted_and_one_that_fits_none_is
     assert [i.problem.variant for i in plan(shops, [classic], 1)] == ["jssp", "jssp"]
     with pytest.raises(UsageError, match="classic-only cannot run in bws; it is for jssp"):
         check_policies(shops[2:], [classic])
-
-
-def test_operations_of_no_length_are_refused_where_jobs_block() -> None:
-    instance = Instance.from_routes("zero", [[(0, 3), (1, 0)]])
-    check_durations([problem(instance)])
-    with pytest.raises(InvalidInstanceError, match=r"'zero': operation \(0, 1\) has duration 0"):
-        check_durations([problem(instance, variant="bws")])
