@@ -20,6 +20,9 @@ from dispatchgym.envs.api import UsageError
 PLAIN_EVERY_S = 10.0
 """Pause between plain lines where the output is not a terminal."""
 
+CHANGEABLE = ("iterations=", "ppo.", "rollout.", "validation.every=", "checkpoint_every=", "threads=", "device=")
+"""Overrides that --resume accepts; each use is noted in resumed.jsonl."""
+
 
 class Watch:
     """Shows how far a training is: a bar on a terminal, a plain line now and then elsewhere.
@@ -75,6 +78,9 @@ def main(argv: list[str]) -> int:
         folder = options.resume
         given = [str(options.config)] * (options.config is not None) + options.overrides
         config = _of_run(folder, given)
+        if given:
+            with (folder / "resumed.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"overrides": given}) + "\n")
     else:
         overrides = list(options.overrides)
         path = options.config
@@ -100,12 +106,13 @@ def main(argv: list[str]) -> int:
 
 
 def _of_run(folder: Path, overrides: list[str]) -> TrainConfig:
-    """The run's own configuration; only its length may change."""
-    if any(not override.startswith("iterations=") for override in overrides):
-        raise UsageError(
-            f"--resume goes on with the run's own configuration; {' '.join(overrides)!r} would change more than "
-            "its length (iterations=N)"
-        )
+    """The run's own configuration; what shapes problem, network and seed stays as it is."""
+    for override in overrides:
+        if not override.startswith(CHANGEABLE):
+            raise UsageError(
+                f"--resume goes on with the run's own configuration; {override!r} cannot change, "
+                f"only {', '.join(key.rstrip('.=') for key in CHANGEABLE)} can"
+            )
     path = folder / "config.resolved.yaml"
     if not path.exists():
         raise UsageError(f"{folder} is not a run directory: it has no config.resolved.yaml")

@@ -120,7 +120,7 @@ class RunCallback(BaseCallback):
         self.iteration = 0
         self.best = math.inf
         self.average: GraphNetwork  # moving average of the weights
-        self._rollout: dict[str, float] = {}
+        self._rollout: dict[str, float] = {}  # of the rollout that has not been learned from yet; then empty
         self._clock = time.perf_counter()
         self._rollout_s = 0.0
 
@@ -146,7 +146,8 @@ class RunCallback(BaseCallback):
         self._policy.optimizer.load_state_dict(state["optimizer"])
         self.average.load_state_dict(on_device(state["average"], device))
         self.iteration, self.best = state["iteration"], state["best"]
-        self.model.num_timesteps = state["num_timesteps"]
+        # counted in the present rollout's size, which --resume may have changed: schedules follow iterations
+        self.model.num_timesteps = self.iteration * self._env.num_envs * self._env.length
         self.model._n_updates = state["num_updates"]  # type: ignore[attr-defined]  # PPO has it, its base not
         self._env.rounds = state["rounds"]
         restore_random_states(state["random"])
@@ -163,7 +164,7 @@ class RunCallback(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        if self.model.num_timesteps > self.iteration * self._env.num_envs * self._env.length:
+        if self._rollout:
             self._after_update()
 
     def _on_rollout_end(self) -> None:
@@ -180,7 +181,8 @@ class RunCallback(BaseCallback):
         }
 
     def _on_training_end(self) -> None:
-        self._after_update()
+        if self._rollout:
+            self._after_update()
 
     def _after_update(self) -> None:
         self._check_numbers()
@@ -197,7 +199,8 @@ class RunCallback(BaseCallback):
         self._log(row)
         if self.iteration % self.config.checkpoint_every == 0 or is_last:
             self._save()
-        decisions = self._rollout["rollout/decisions"]
+        decisions = self._rollout.pop("rollout/decisions")
+        self._rollout = {}
         timing = {
             "rollout_s": self._rollout_s,
             "update_s": update_s,
@@ -240,7 +243,6 @@ class RunCallback(BaseCallback):
             "average": self.average.state_dict(),
             "iteration": self.iteration,
             "best": self.best,
-            "num_timesteps": self.model.num_timesteps,
             "num_updates": getattr(self.model, "_n_updates", 0),
             "rounds": self._env.rounds,
             "random": random_states(),
