@@ -16,6 +16,8 @@ import numpy as np
 WIDTH = 560
 ROW = 22
 AXIS = 24
+LEFT, RIGHT = 52, WIDTH - 26
+"""Ends of the time axis; the last tick's name reaches past it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +87,17 @@ def anytime_chart(curves: Sequence[Curve], points: Sequence[Point], height: int 
         math.floor(math.log10(max(min(times), 1e-6))),
         math.ceil(math.log10(max(max(times), 1e-6) * 1.0001)),
     )
-    x = _Scale(first, max(last, first + 1), 52, WIDTH - 14)
+    x = _Scale(first, max(last, first + 1), LEFT, RIGHT)
     tops = [p.gap for p in points] + [c.incumbent[-1][1] for c in curves if c.incumbent] + [1.0]
     bottoms = [c.bound[-1][1] for c in curves if c.bound] + [0.0]
     ticks = nice_ticks(max(min(bottoms), -1.5 * max(tops)), 1.1 * max(tops))
     plot = height - AXIS - 16
     y = _Scale(ticks[-1], ticks[0], 6, plot)
-    parts = [f'<clipPath id="plot"><rect x="52" y="0" width="{WIDTH - 66}" height="{plot}"/></clipPath>']
+    parts = [f'<clipPath id="plot"><rect x="{LEFT}" y="0" width="{RIGHT - LEFT}" height="{plot}"/></clipPath>']
     for tick in ticks:
         zero = " zero" if tick == 0 else ""
         parts.append(
-            f'<line class="grid{zero}" x1="52" x2="{WIDTH - 14}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
+            f'<line class="grid{zero}" x1="{LEFT}" x2="{RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
             f'<text class="tick" x="46" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}%</text>'
         )
     parts += [
@@ -103,7 +105,7 @@ def anytime_chart(curves: Sequence[Curve], points: Sequence[Point], height: int 
         f'<text class="tick" x="{x(power):.1f}" y="{plot + 16}" text-anchor="middle">{_power(power)}</text>'
         for power in range(first, int(x.high) + 1)
     ]
-    parts.append(f'<text class="tick" x="{WIDTH - 14}" y="{height - 4}" text-anchor="end">wall time of one run</text>')
+    parts.append(f'<text class="tick" x="{RIGHT}" y="{height - 4}" text-anchor="end">wall time of one run</text>')
     for number, curve in enumerate(curves):
         name = escape(curve.label)
         parts.append(f'<g class="{curve.kind} c{number % 4}" clip-path="url(#plot)"><title>{name}</title>')
@@ -113,7 +115,7 @@ def anytime_chart(curves: Sequence[Curve], points: Sequence[Point], height: int 
         parts.append("</g>")
         if curve.incumbent:
             t, gap = curve.incumbent[-1]
-            at = f'x="{min(x(_log(t)), WIDTH - 14) - 4:.1f}" y="{y(gap) - 6:.1f}"'
+            at = f'x="{min(x(_log(t)), RIGHT) - 4:.1f}" y="{y(gap) - 6:.1f}"'
             parts.append(f'<text class="label" {at} text-anchor="end">{name}</text>')
     parts += _labelled_points(points, x, y)
     return _svg(height, parts, "Gap over wall time")
@@ -170,21 +172,22 @@ def _grid(scale: _Scale, ticks: Iterable[float], bottom: float, unit: str) -> st
 
 
 def _labelled_points(points: Sequence[Point], x: _Scale, y: _Scale) -> list[str]:
-    """Dots with names beside them, pushed apart where they would overlap."""
+    """Dots with names to the right of all dots nearby, pushed apart where they would overlap."""
+    places = sorted(((x(_log(p.wall_s)), y(p.gap), p) for p in points), key=lambda place: place[1])
     parts = []
-    taken: list[tuple[float, float]] = []  # (x, y) of labels so far
-    for point in sorted(points, key=lambda p: -p.gap):
-        px, py = x(_log(point.wall_s)), y(point.gap)
-        ly = py
-        while any(abs(px - ox) < 110 and ly - oy < 13 for ox, oy in taken):
-            ly += 1
-        taken.append((px, ly))
+    taken: list[tuple[float, float]] = []  # (x, y) of the names so far
+    for px, py, point in places:
+        name_x = 14 + max(ox for ox, oy, _ in places if px <= ox < px + 70 and abs(oy - py) < 70)
+        name_y = py
+        while any(abs(name_x - ox) < 120 and name_y - oy < 14 for ox, oy in taken):
+            name_y += 1
+        taken.append((name_x, name_y))
         tip = f"{point.label}: {point.gap:.2f}% in {point.wall_s:.3g} s"
         parts.append(
             f'<g class="{point.kind}"><title>{escape(tip)}</title>'
+            f'<line class="leader" x1="{px:.1f}" y1="{py:.1f}" x2="{name_x - 2:.1f}" y2="{name_y:.1f}"/>'
             f'<circle class="point" cx="{px:.1f}" cy="{py:.1f}" r="4"/>'
-            f'<line class="leader" x1="{px + 4:.1f}" y1="{py:.1f}" x2="{px + 10:.1f}" y2="{ly:.1f}"/>'
-            f'<text class="label" x="{px + 12:.1f}" y="{ly + 4:.1f}">{escape(point.label)}</text></g>'
+            f'<text class="label" x="{name_x:.1f}" y="{name_y + 4:.1f}">{escape(point.label)}</text></g>'
         )
     return parts
 
