@@ -27,7 +27,6 @@ $(READY): pyproject.toml constraints.txt
 
 demo: setup ## set up, judge the rules and CP-SAT on real instances, say where the report lies
 	@$(BIN)/dispatchgym evaluate demo --out $(DEMO)
-	@echo "Report: $(DEMO)/report.html"
 
 test: lint types tests ## set up, then lint, types and tests
 
