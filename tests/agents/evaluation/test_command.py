@@ -244,7 +244,7 @@ def test_operations_of_no_length_are_refused_where_jobs_block(tmp_path: Path) ->
 @pytest.mark.parametrize("option", ["--out", "--evidence"])
 def test_a_folder_that_cannot_be_written_fails_before_the_work(tmp_path: Path, option: str) -> None:
     (tmp_path / "file").write_text("")
-    given = ["jobshop/smoke", "--policies", "mwkr", "--out", tmp_path / "out", option, tmp_path / "file" / "x"]
+    given = ("jobshop/smoke", "--policies", "mwkr", "--out", tmp_path / "out", option, tmp_path / "file" / "x")
     with pytest.raises(UsageError, match="cannot write in"):
         evaluate(*given)
     assert not (tmp_path / "out" / "journal.jsonl").exists()

@@ -18,8 +18,11 @@ from tests.agents.evaluation.examples import FixedPolicy, problem, row
 STORMY: dict[str, Any] = {"variant": "isbjssp", "shutdown_probability": 0.1}
 
 
-def finished(of: Problem, *runs: tuple[str, Kind, str, int | None, int | None]) -> Finished:
-    """Runs given as (policy, kind, status, value, bound)."""
+Run = tuple[str, Kind, str, int | None, int | None]
+"""Policy, kind, status, value and bound."""
+
+
+def finished(of: Problem, *runs: Run) -> Finished:
     found = []
     for name, kind, status, value, bound in runs:
         item = WorkItem(of, FixedPolicy(lambda scenario, seed: Answer(None), name, kind), 0)
@@ -27,11 +30,11 @@ def finished(of: Problem, *runs: tuple[str, Kind, str, int | None, int | None]) 
     return found
 
 
-def references(of: Problem, *runs: tuple[str, Kind, str, int | None, int | None]) -> set[tuple[int | None, str | None]]:
+def references(of: Problem, *runs: Run) -> set[tuple[int | None, str | None]]:
     return {(each.reference, each.reference_kind) for each in make_rows(finished(of, *runs))}
 
 
-RULE: tuple[str, Kind, str, int | None, int | None] = ("mwkr", "rule", "ok", 110, None)
+RULE: Run = ("mwkr", "rule", "ok", 110, None)
 
 
 def test_a_row_has_exactly_the_fields_of_the_contract() -> None:
@@ -62,7 +65,7 @@ def test_a_known_reference_comes_first() -> None:
 
 
 def test_without_one_an_optimum_proven_in_this_run_serves() -> None:
-    runs = (
+    runs: tuple[Run, ...] = (
         ("a", "solver", "feasible", 101, 97),
         ("b", "solver", "optimal", 99, 99),
         ("c", "solver", "unknown", None, 98),
@@ -72,7 +75,7 @@ def test_without_one_an_optimum_proven_in_this_run_serves() -> None:
 
 
 def test_else_the_greatest_bound_proven_in_this_run_is_named_a_bound() -> None:
-    runs = (("a", "solver", "feasible", 101, 97), ("c", "solver", "unknown", None, 98))
+    runs: tuple[Run, ...] = (("a", "solver", "feasible", 101, 97), ("c", "solver", "unknown", None, 98))
     assert references(problem(), RULE, *runs) == {(98, "bound")}
 
 
@@ -81,7 +84,7 @@ def test_an_unproven_schedule_is_never_a_reference() -> None:
 
 
 def test_with_shutdowns_the_best_clairvoyant_schedule_is_the_reference_and_never_an_optimum() -> None:
-    runs = (("c@1s", "clairvoyant", "feasible", 104, 90), ("c@9s", "clairvoyant", "optimal", 100, 100))
+    runs: tuple[Run, ...] = (("c@1s", "clairvoyant", "feasible", 104, 90), ("c@9s", "clairvoyant", "optimal", 100, 100))
     assert references(problem(**STORMY), RULE, *runs) == {(100, "clairvoyant")}
     assert references(problem(**STORMY), RULE, ("c@1s", "clairvoyant", "unknown", None, 90)) == {(None, None)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from dispatchgym.agents.evaluation.policies import Answer, parse_policies
@@ -23,8 +24,8 @@ def test_a_valid_schedule_is_kept_with_its_makespan() -> None:
 
 
 def test_a_broken_schedule_is_a_failed_result_with_the_reason() -> None:
-    early = best_schedule()
-    overlap = Schedule(early.start - [0, 0, 0, 2], early.end - [0, 0, 0, 2], early.end - [0, 0, 0, 2])
+    right, sooner = best_schedule(), np.array([0, 0, 0, 2])
+    overlap = Schedule(right.start - sooner, right.end - sooner, right.end - sooner)
     result = execute(item(lambda scenario, seed: Answer(overlap)))
     assert (result.status, result.value, result.operations) == ("invalid", None, ())
     assert "machine 0" in result.message

@@ -1,0 +1,65 @@
+"""CP-SAT as a policy: it proves what is known, is told shutdowns only where its name says so, and goes by its limit."""
+
+from __future__ import annotations
+
+import pytest
+
+from dispatchgym.agents.evaluation import command
+from dispatchgym.agents.evaluation.command import Options, prepare
+from dispatchgym.agents.evaluation.policies import parse_policies, parse_policy
+from dispatchgym.agents.evaluation.results import make_rows
+from dispatchgym.agents.evaluation.work import WorkItem, execute, plan
+from dispatchgym.envs.jobshop import library
+from tests.agents.evaluation.examples import problem
+
+FT06 = library.load("ft06")
+STORMY = problem(FT06, variant="isbjssp", shutdown_probability=0.1)
+
+
+@pytest.mark.parametrize(("variant", "optimum"), [("jssp", 55), ("bws", 63), ("bns", 69)])
+def test_cp_sat_proves_ft06_in_every_shop(variant: str, optimum: int) -> None:
+    result = execute(WorkItem(problem(FT06, variant=variant), parse_policy("cp-sat@10d"), 0))
+    assert (result.status, result.value, result.bound) == ("optimal", optimum, optimum)
+    objectives = [objective for _, objective, _ in result.history if objective is not None]
+    assert objectives == sorted(objectives, reverse=True)
+    assert objectives[-1] == optimum
+    assert result.versions["solver_workers"] == 1
+    assert result.versions["ortools"]
+
+
+def test_a_hint_is_kept_when_there_is_no_time_to_beat_it() -> None:
+    la01 = problem(library.load("la01"), variant="bws")
+    rule = execute(WorkItem(la01, parse_policy("mwkr+cap0.7"), 0))
+    hinted = execute(WorkItem(la01, parse_policy("cp-sat@0.0001d+hint:mwkr+cap0.7"), 0))
+    assert (hinted.status, hinted.value) == ("feasible", rule.value)
+
+
+def test_a_deterministic_limit_gives_the_same_result_for_the_same_seed() -> None:
+    shop = problem(library.load("la06"), variant="bws")
+    first, again = (execute(WorkItem(shop, parse_policy("cp-sat@0.3d"), 3)) for _ in range(2))
+    assert first.value is not None
+    assert (first.value, first.bound, first.operations) == (again.value, again.bound, again.operations)
+
+
+def test_the_clairvoyant_schedule_is_the_reference_that_no_rule_beats() -> None:
+    policies = parse_policies("mwkr,random,clairvoyant@10d")
+    rows = make_rows([(item, execute(item)) for item in plan([STORMY], policies, 2)])
+    assert len(rows) == 6
+    told = [row for row in rows if row.policy == "clairvoyant@10d"]
+    assert [row.status for row in told] == ["optimal", "optimal"]
+    assert {row.reference_kind for row in rows} == {"clairvoyant"}
+    assert all(row.gap_pct is not None and row.gap_pct >= 0 for row in rows)
+    assert all(row.gap_pct == 0 for row in told)
+    assert any(row.gap_pct for row in rows)
+
+
+def test_threads_that_outnumber_the_cores_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def notes(policies: str, workers: int) -> tuple[str, ...]:
+        return prepare(Options(suite="jobshop/smoke", policies=policies, workers=workers)).notes
+
+    monkeypatch.setattr(command, "available_cores", lambda: 4)
+    assert notes("cp-sat@1s", 4) == ()
+    assert notes("cp-sat@1s+workers:2", 2) == ()
+    (note,) = notes("cp-sat@1s+workers:2", 4)
+    assert "2 threads in each of 4 process(es) on 4 core(s)" in note
+    assert "--workers 2 would fit" in note
