@@ -20,7 +20,7 @@ from dispatchgym.envs.api import UsageError
 PLAIN_EVERY_S = 10.0
 """Pause between plain lines where the output is not a terminal."""
 
-CHANGEABLE = ("iterations=", "ppo.", "rollout.", "validation.every=", "checkpoint_every=", "threads=", "device=")
+CHANGEABLE = ("iterations=", "ppo.", "rollout.", "validation.", "checkpoint_every=", "threads=", "device=")
 """Overrides that --resume accepts; each use is noted in resumed.jsonl."""
 
 

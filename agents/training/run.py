@@ -145,7 +145,9 @@ class RunCallback(BaseCallback):
         self._policy.load_state_dict(on_device(state["policy"], device))
         self._policy.optimizer.load_state_dict(state["optimizer"])
         self.average.load_state_dict(on_device(state["average"], device))
-        self.iteration, self.best = state["iteration"], state["best"]
+        self.iteration = state["iteration"]
+        # another validation set has other figures: the best on it is still to be found
+        self.best = state["best"] if state["validation"] == self.validation.digest else math.inf
         # counted in the present rollout's size, which --resume may have changed: schedules follow iterations
         self.model.num_timesteps = self.iteration * self._env.num_envs * self._env.length
         self.model._n_updates = state["num_updates"]  # type: ignore[attr-defined]  # PPO has it, its base not
@@ -243,6 +245,7 @@ class RunCallback(BaseCallback):
             "average": self.average.state_dict(),
             "iteration": self.iteration,
             "best": self.best,
+            "validation": self.validation.digest,
             "num_updates": getattr(self.model, "_n_updates", 0),
             "rounds": self._env.rounds,
             "random": random_states(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -29,6 +30,14 @@ class Validation:
         self.instances, self.scenarios = source.draw(chosen.instances, (chosen.seed, 1), config.shop)
         self.batch = ShopBatch.of(self.instances, config.shop, scenarios=self.scenarios)
         self.bound = self.batch.shop.bound.astype(np.float64)
+
+    @property
+    def digest(self) -> str:
+        """Names the set: another one has other figures."""
+        h = hashlib.sha256()
+        for instance in self.instances:
+            h.update(instance.digest.encode())
+        return h.hexdigest()
 
     def gaps(self, makespan: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Per cent above the lower bound, shape (instances,)."""
