@@ -23,8 +23,9 @@ from dispatchgym.agents.evaluation.pool import available_cores, run_items
 from dispatchgym.agents.evaluation.problem import Problem
 from dispatchgym.agents.evaluation.progress import progress
 from dispatchgym.agents.evaluation.results import Finished, conflicts, make_rows, write_results
+from dispatchgym.agents.evaluation.statistics import mean
 from dispatchgym.agents.evaluation.summary import summarise, write_summary
-from dispatchgym.agents.evaluation.table import print_summary
+from dispatchgym.agents.evaluation.table import print_summary, seconds
 from dispatchgym.agents.evaluation.work import FAILURES, WorkItem, check_policies, plan
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.jobshop.scenario import OnInterrupt
@@ -314,12 +315,19 @@ def _finish(
         "versions": evaluation.settings["versions"],
         "notes": list(evaluation.notes),
     }
-    tuned = _tuned(finished)
+    tuned, plannings = _tuned(finished), _plannings(finished)
+    remarks = [*tuning.caps_by_policy(tuned), *(_planning_line(each) for each in plannings)]
     write_results(rows, folder / "results.json")
-    write_summary(entries, folder / "summary.json", head, failures, {"tuned": tuned, "conflicts": contradictions})
-    report.write_report(folder / "report.html", head, finished, rows, entries, failures, tuned, contradictions)
+    write_summary(
+        entries,
+        folder / "summary.json",
+        head,
+        failures,
+        {"tuned": tuned, "plannings": plannings, "conflicts": contradictions},
+    )
+    report.write_report(folder / "report.html", head, finished, rows, entries, failures, remarks, contradictions)
     print_summary(entries, out)
-    for line in tuning.caps_by_policy(tuned):
+    for _, line in remarks:
         out.print(line, markup=False, soft_wrap=True)
     for line in contradictions:
         err.print(f"contradiction: {line}", markup=False, soft_wrap=True)
@@ -337,6 +345,34 @@ def _tuned(finished: Finished) -> list[dict[str, Any]]:
         if "cap" in result.notes
     }
     return [dict(zip(("variant", "group", "policy", "cap"), key, strict=True)) for key in found]
+
+
+def _plannings(finished: Finished) -> list[dict[str, Any]]:
+    """What planning anew cost, one entry a policy and group."""
+    found: dict[tuple[Variant, str, str], list[list[float]]] = {}
+    for item, result in finished:
+        if "planning_s" in result.notes:
+            key = (item.problem.variant, item.problem.group, item.policy.name)
+            found.setdefault(key, []).append(result.notes["planning_s"])
+    return [
+        {
+            "variant": variant,
+            "group": group,
+            "policy": policy,
+            "plannings": mean([len(times) for times in runs]).item(),
+            "mean_s": mean([s for times in runs for s in times]).item(),
+            "longest_s": max(s for times in runs for s in times),
+        }
+        for (variant, group, policy), runs in found.items()
+    ]
+
+
+def _planning_line(each: Mapping[str, Any]) -> tuple[Variant, str]:
+    """The shop, and how often and how long a policy planned in one of its groups."""
+    said = (
+        f"{each['plannings']:.0f} plannings a run, {seconds(each['mean_s'])} each, {seconds(each['longest_s'])} at most"
+    )
+    return each["variant"], f"{each['policy']} in {each['variant']} {each['group']}: {said}"
 
 
 def _failure_line(key: str, status: str, message: str) -> str:

@@ -232,7 +232,10 @@ FORMS = (
     ),
     ("cp-sat@10s+hint:RULE", "started from the rule's schedule; +workers:4 for more than one search thread"),
     ("clairvoyant@10s", "CP-SAT told every shutdown beforehand: the reference of the interrupting shop"),
-    ("rolling@1s", "CP-SAT solved anew at each shutdown and repair, 1 s each (or 1d)"),
+    (
+        "rolling@1s",
+        "CP-SAT planning anew at each shutdown, repair and arrival, 1 s each (or 1d); knows no more than a rule",
+    ),
 )
 """How a policy may be written, and what it is: what `--list` prints."""
 

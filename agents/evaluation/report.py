@@ -9,7 +9,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from dispatchgym.agents.evaluation import tuning
 from dispatchgym.agents.evaluation.charts import Box, Curve, Point, anytime_chart, box_plot, mean_steps
 from dispatchgym.agents.evaluation.files import atomic_write
 from dispatchgym.agents.evaluation.policies import Kind
@@ -75,10 +74,10 @@ def write_report(
     rows: Sequence[Row],
     entries: Sequence[Entry],
     failures: Sequence[Mapping[str, Any]],
-    tuned: Sequence[Mapping[str, Any]],
+    remarks: Sequence[tuple[Variant, str]],
     contradictions: Sequence[str],
 ) -> None:
-    """Write the page; it needs nothing but itself."""
+    """Write the page; it needs nothing but itself. `remarks` are (shop, line) pairs, put below the shop's table."""
     assets = files("dispatchgym.agents.evaluation") / "assets"
     worlds = list(dict.fromkeys(row.variant for row in rows))
     kinds: dict[str, Kind] = {each["policy"]: each["kind"] for each in head["policies"]}
@@ -90,7 +89,7 @@ def write_report(
         *(_card(world, entries, kinds) for world in worlds),
         "</div>",
         _legend(kinds.values()),
-        *(_world(world, finished, rows, entries, kinds, tuned, bool(gantt[world])) for world in worlds),
+        *(_world(world, finished, rows, entries, kinds, remarks, bool(gantt[world])) for world in worlds),
         _notes(head),
     ]
     # "</" would end the script element early.
@@ -191,15 +190,14 @@ def _world(
     rows: Sequence[Row],
     entries: Sequence[Entry],
     kinds: Mapping[str, Kind],
-    tuned: Sequence[Mapping[str, Any]],
+    remarks: Sequence[tuple[Variant, str]],
     has_gantt: bool,
 ) -> str:
     in_shop = [entry for entry in entries if entry.variant == world]
     total = sorted((e for e in in_shop if e.group is None), key=ranking)
     groups = list(dict.fromkeys(e.group for e in in_shop if e.group is not None))
     parts = [f'<section id="{world}"><h2>{WORLDS[world]}</h2>', _total_table(total, kinds)]
-    caps = tuning.caps_by_policy([each for each in tuned if each["variant"] == world])
-    parts += [f'<p class="soft">Chosen on generated instances, never on these: {escape(line)}.</p>' for line in caps]
+    parts += [f'<p class="soft">{escape(line)}.</p>' for shop, line in remarks if shop == world]
     if len(groups) > 1:
         parts += ["<h3>Mean of each group</h3>", _group_table(in_shop, total, groups, kinds)]
     parts += ["<h3>Spread within each group</h3>", _box_plots(world, rows, in_shop, total, groups, kinds)]

@@ -19,9 +19,10 @@ from dispatchgym.agents.evaluation.policies import (
 )
 from dispatchgym.agents.evaluation.problem import Problem
 from dispatchgym.envs.api import UsageError
-from dispatchgym.envs.jobshop.scenario import Scenario
+from dispatchgym.envs.jobshop.scenario import Scenario, no_shutdowns
 from dispatchgym.envs.jobshop.schedule import Variant
 from dispatchgym.solvers.jobshop import cp_sat
+from dispatchgym.solvers.jobshop.rolling import rolling
 
 MOST_WORKERS = 128
 
@@ -104,6 +105,60 @@ class CpSatPolicy:
         return run
 
 
+@dataclass(frozen=True, slots=True)
+class RollingPolicy:
+    """CP-SAT planning anew at every shutdown, repair and arrival, knowing no more than a rule does.
+
+    Args:
+        limit: of each planning.
+        workers: search threads of each planning.
+        hint_rule: rule whose schedule the first plan starts from.
+    """
+
+    limit: Limit
+    workers: int = 1
+    hint_rule: str = "mwkr"
+
+    @property
+    def name(self) -> str:
+        hint = None if self.hint_rule == "mwkr" else RulePolicy(self.hint_rule)
+        return f"rolling@{self.limit}{_suffix(self.workers, hint)}"
+
+    @property
+    def kind(self) -> Kind:
+        return "solver"
+
+    @property
+    def variants(self) -> frozenset[Variant]:
+        return frozenset(("isbjssp",))
+
+    @property
+    def is_random(self) -> bool:
+        return True
+
+    def builder(self, variant: Variant) -> str | None:
+        return None
+
+    def versions(self) -> dict[str, str | int]:
+        return {"ortools": ortools_version(), "solver_workers": self.workers}
+
+    def prepare(self, problem: Problem) -> Run:
+        def run(scenario: Scenario | None, seed: int) -> Answer:
+            result = rolling(
+                problem.instance,
+                scenario or no_shutdowns(problem.instance.num_machines),
+                limit_s=self.limit.wall,
+                deterministic_limit=self.limit.deterministic,
+                workers=self.workers,
+                seed=seed,
+                hint_rule=self.hint_rule,
+            )
+            plannings = [each.wall_s for each in result.solves]
+            return Answer(result.schedule, decisions=result.decisions, notes={"planning_s": plannings})
+
+        return run
+
+
 def parse_cp_sat(spec: str, delta: float) -> CpSatPolicy:
     """`cp-sat@10s`, `cp-sat@5d`, with `+hint:RULE` and `+workers:N`."""
     limit, workers, hint = _parse(spec, delta, "cp-sat")
@@ -114,6 +169,14 @@ def parse_clairvoyant(spec: str, delta: float) -> CpSatPolicy:
     """`clairvoyant@10s`, with the same options as `cp-sat`."""
     limit, workers, hint = _parse(spec, delta, "clairvoyant")
     return CpSatPolicy(limit, workers, hint, is_clairvoyant=True)
+
+
+def parse_rolling(spec: str, delta: float) -> RollingPolicy:
+    """`rolling@1s` or `rolling@1d` for each planning, with `+hint:RULE` and `+workers:N`."""
+    limit, workers, hint = _parse(spec, delta, "rolling")
+    if hint is not None and hint.name != hint.rule:
+        raise UsageError(f"policy {spec!r}: the first plan starts from a plain rule such as hint:mwkr")
+    return RollingPolicy(limit, workers, hint.rule if hint else "mwkr")
 
 
 def _parse(spec: str, delta: float, family: str) -> tuple[Limit, int, RulePolicy | None]:

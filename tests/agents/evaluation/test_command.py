@@ -190,7 +190,7 @@ def test_tuned_caps_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tuned,) = summary(tmp_path / "out")["tuned"]
     assert (tuned["variant"], tuned["group"], tuned["policy"]) == ("bws", "2x2", "mwkr+cap=tuned")
     cap = "no cap" if tuned["cap"] is None else tuned["cap"]
-    assert f"mwkr+cap=tuned in bws: 2x2 {cap}" in capsys.readouterr().out
+    assert f"mwkr+cap=tuned in bws, chosen on generated instances: 2x2 {cap}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from dispatchgym.agents.evaluation import command
-from dispatchgym.agents.evaluation.command import Options, prepare
+from dispatchgym.agents.evaluation.command import Options, main, prepare
 from dispatchgym.agents.evaluation.policies import parse_policies, parse_policy
 from dispatchgym.agents.evaluation.results import make_rows
 from dispatchgym.agents.evaluation.work import WorkItem, execute, plan
-from dispatchgym.envs.jobshop import library
+from dispatchgym.envs.api import UsageError
+from dispatchgym.envs.jobshop import library, text
 from tests.agents.evaluation.examples import problem
 
 FT06 = library.load("ft06")
@@ -51,6 +55,38 @@ def test_the_clairvoyant_schedule_is_the_reference_that_no_rule_beats() -> None:
     assert all(row.gap_pct is not None and row.gap_pct >= 0 for row in rows)
     assert all(row.gap_pct == 0 for row in told)
     assert any(row.gap_pct for row in rows)
+
+
+def test_rolling_meets_the_same_shutdowns_without_knowing_them(tmp_path: Path) -> None:
+    given = [
+        "--policies",
+        "clairvoyant@10d,rolling@0.5d,mwkr",
+        "--seeds",
+        "2",
+        "--workers",
+        "0",
+        "--out",
+        str(tmp_path),
+    ]
+    text.write(FT06, tmp_path / "ft06.txt")
+    shop = ["--instances", str(tmp_path), "--variant", "isbjssp", "--shutdown-probabilities", "0,0.1"]
+    assert main([*shop, *given]) == 0
+    rows = json.loads((tmp_path / "results.json").read_text())
+    rolled = {(row["scenario"], row["seed"]): row for row in rows if row["policy"] == "rolling@0.5d"}
+    assert len(rolled) == 4
+    assert all(row["gap_pct"] >= 0 and row["status"] == "ok" for row in rolled.values())
+    assert rolled["p=0,resume", 0]["gap_pct"] == 0  # nothing happens, so the first plan is the optimum
+    calm, stormy = json.loads((tmp_path / "summary.json").read_text())["plannings"]
+    assert (calm["group"], calm["plannings"]) == ("6x6 p=0", 1.0)
+    assert stormy["plannings"] > 1
+    assert 0 < stormy["mean_s"] <= stormy["longest_s"]
+
+
+def test_rolling_takes_a_plain_rule_as_hint() -> None:
+    assert parse_policy("rolling@1d+hint:spt+workers:2").name == "rolling@1d+hint:spt+workers:2"
+    assert parse_policy("rolling@1d+hint:mwkr").name == "rolling@1d"
+    with pytest.raises(UsageError, match="starts from a plain rule"):
+        parse_policy("rolling@1d+hint:mwkr+cap0.7")
 
 
 def test_threads_that_outnumber_the_cores_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
