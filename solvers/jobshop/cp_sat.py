@@ -65,6 +65,8 @@ def solve(
     _check_limits(time_limit, deterministic_limit, workers, seed)
     if hint is not None:
         validate(hint, instance, variant, scenario)
+        if progress is not None:
+            progress.check(hint, instance)
     horizon = hint.makespan if hint is not None else None
     model = build_model(instance, variant, scenario, horizon=horizon, progress=progress)
 
@@ -72,7 +74,9 @@ def solve(
     parameters = solver.parameters
     parameters.num_workers = workers
     parameters.random_seed = seed
-    parameters.linearization_level = 0  # the relaxation is weak here: without it la17 (swaps) is proven in half the time
+    parameters.linearization_level = (
+        0  # the relaxation is weak here: without it la17 (swaps) is proven in half the time
+    )
     parameters.catch_sigint_signal = False  # else Ctrl-C would end one solve and not the program
     if deterministic_limit is not None:
         parameters.max_deterministic_time = deterministic_limit
@@ -80,6 +84,8 @@ def solve(
     watch = _Watch(solver, clock, model.bound, on_incumbent)
     if hint is not None:
         model.add_hint(hint, instance)
+        # It is complete and so becomes the first schedule by itself; a search along it only delays better ones.
+        parameters.hint_conflict_limit = 0
         watch.saw(hint.makespan, None)
     if time_limit is not None:
         parameters.max_time_in_seconds = max(0.0, time_limit - (time.perf_counter() - clock))

@@ -39,7 +39,7 @@ class Piece:
 def pieces(
     duration: int, windows: Sequence[Window], on_interrupt: OnInterrupt, first: int, last: int
 ) -> Iterator[Piece]:
-    """The end of processing as a function of the start, over all starts in `first` .. `last` at which the machine is up.
+    """The end of processing as a function of the start, for `first` .. `last` less the times the machine is down.
 
     Resumed work ends a constant time after its start, as long as the start passes no shutdown and the
     end reaches no further one. Work that is processed anew after a repair ends at one moment, whenever

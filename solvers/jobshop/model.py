@@ -144,7 +144,7 @@ def build_model(
     interruptions: list[Interruption] = []
     for op, p in enumerate(shop.duration):
         if shop.began[op] >= 0:
-            start.append(cp.new_constant(shop.began[op]))
+            start.append(cp.new_int_var(shop.began[op], shop.began[op], f"began{instance.op_name(op)}"))
             end.append(shop.end(op, shop.began[op]))
             continue
         latest = horizon - shop.tail[op] - p

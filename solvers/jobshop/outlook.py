@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 
-from dispatchgym.envs.api import UsageError
+from dispatchgym.envs.api import InvalidScheduleError, UsageError
 from dispatchgym.envs.jobshop.instance import Instance
 from dispatchgym.envs.jobshop.scenario import OnInterrupt, Scenario
 from dispatchgym.envs.jobshop.schedule import Schedule, Variant, check_durations
@@ -27,6 +27,20 @@ class Progress:
 
     now: int
     start: Times
+
+    def check(self, schedule: Schedule, instance: Instance) -> None:
+        """Refuse a schedule that does not go on from here.
+
+        Raises:
+            InvalidScheduleError: naming the operation.
+        """
+        wrong = np.where(self.start >= 0, schedule.start != self.start, schedule.start < self.now)
+        if wrong.any():
+            op = int(np.argmax(wrong))
+            began = f"began at {self.start[op]}" if self.start[op] >= 0 else f"had not begun by {self.now}"
+            raise InvalidScheduleError(
+                f"operation {instance.op_name(op)} starts at {schedule.start[op]}, but {began} in the run so far"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +97,8 @@ class Outlook:
         earliest, job = instance.earliest.tolist(), instance.op_job().tolist()
         for op in range(ops):
             ready = earliest[job[op]] if outlook.is_first[op] else outlook.end(op - 1, outlook.head[op - 1])
-            later = next_up(max(ready, outlook.now), windows[outlook.machine[op]])
-            outlook.head[op] = outlook.began[op] if outlook.began[op] >= 0 else later
+            later = max(ready, outlook.now)
+            outlook.head[op] = outlook.began[op] if outlook.began[op] >= 0 else outlook.opening(op, later)
         for op in reversed(range(ops)):
             outlook.tail[op] = 0 if outlook.is_last[op] else outlook.tail[op + 1] + outlook.duration[op + 1]
         return outlook
@@ -92,6 +106,14 @@ class Outlook:
     def end(self, op: int, start: int) -> int:
         """When operation `op`, started at `start`, is complete."""
         return end_of_processing(start, self.duration[op], self.windows[self.machine[op]], self.on_interrupt)
+
+    def opening(self, op: int, time: int) -> int:
+        """The first moment from `time` on at which operation `op` may start: both machines of the move are up."""
+        target = self.windows[self.machine[op]]
+        source = [] if self.is_first[op] else self.windows[self.machine[op - 1]]
+        while (later := next_up(next_up(time, target), source)) > time:
+            time = later
+        return time
 
     def bound(self) -> int:
         """No makespan is smaller: the longest job; on each machine first arrival, work to come and shortest rest."""
@@ -116,11 +138,7 @@ class Outlook:
             repairs = [up for of_machine in self.windows for _, up in of_machine]
             time = max([time, *(self.end(op, start) for op, start in begun), *repairs])
         for op in coming:
-            target = self.windows[self.machine[op]]
-            source = [] if self.is_first[op] else self.windows[self.machine[op - 1]]
-            while (later := next_up(next_up(time, target), source)) > time:
-                time = later
-            time = self.end(op, time)
+            time = self.end(op, self.opening(op, time))
         return time
 
 
