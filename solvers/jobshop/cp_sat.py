@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from importlib import metadata
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 
 from ortools.sat.python import cp_model
 
@@ -146,14 +146,14 @@ class _Watch:
     def search(self, cp: cp_model.CpModel) -> Status:
         """Run the solver in another thread, so that Ctrl-C reaches this one meanwhile."""
         self.solver.best_bound_callback = lambda bound: self.saw(None, math.ceil(bound - 1e-6))
-        thread = Thread(target=self._solve, args=(cp,), name="cp-sat", daemon=True)
-        thread.start()
+        ended = Event()  # a thread that Ctrl-C kept us from joining passes for dead in Python 3.11, so ask this
+        Thread(target=self._solve, args=(cp, ended), name="cp-sat", daemon=True).start()
         try:
-            thread.join()
-        except BaseException:
-            while thread.is_alive():  # a search that has not begun yet does not hear the first call
-                self.solver.stop_search()
-                thread.join(0.05)
+            ended.wait()
+        except BaseException as error:
+            self.error = error  # nobody is told anything from now on
+            while not ended.wait(0.05):
+                self.solver.stop_search()  # again and again: before it begins, a search hears nothing
             raise
         if self.error is not None:
             raise self.error
@@ -161,11 +161,13 @@ class _Watch:
         assert status in STATUS, f"CP-SAT refuses the model: {cp.validate()}"
         return STATUS[status]
 
-    def _solve(self, cp: cp_model.CpModel) -> None:
+    def _solve(self, cp: cp_model.CpModel, ended: Event) -> None:
         try:
             self.solver.solve(cp, _Incumbents(self))
         except BaseException as error:  # raised again by `search`, in the caller's thread
             self.error = error
+        finally:
+            ended.set()
 
     def saw(self, objective: int | None, bound: int | None) -> None:
         """Note a makespan or a bound; only improvements enter the history."""

@@ -213,7 +213,7 @@ class _Present:
                 if not shop.is_first[op]:
                     when = max(when, shop.end(op - 1, start[op - 1]))
                 a = ahead[op]
-                if a >= 0 and a + 1 != op:
+                if a >= 0:
                     when = max(when, shop.end(a, start[a]) if shop.is_last[a] else start[a + 1])
                 when = shop.opening(op, when)
                 if when > start[op]:
