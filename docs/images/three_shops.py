@@ -1,6 +1,6 @@
 """Draws three_shops.png: the same six jobs under one rule and under CP-SAT, in the three shops.
 
-    python docs/images/three_shops.py
+python docs/images/three_shops.py
 """
 
 from __future__ import annotations
