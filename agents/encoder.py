@@ -110,10 +110,12 @@ class HubExchange(nn.Module):
         for name in self.targets:
             h[name] = h[name] + self.mix[name](heard[name])
         told = dict(h)
-        for (source, target, names), down, (goal, spare) in zip(self.ways, self.down, goals, strict=True):
+        for (source, target, names), down, (goal_rows, spare) in zip(self.ways, self.down, goals, strict=True):
             width = h[source].shape[1]
-            rows = functional.pad(down(h[target]), (0, 0, 0, spare)).view(-1, width)
-            told[source] = told[source] + rows.index_select(0, goal.view(-1)).view(-1, len(names), width).sum(1)
+            looked_up = functional.pad(down(h[target]), (0, 0, 0, spare)).view(-1, width)
+            told[source] = told[source] + looked_up.index_select(0, goal_rows.view(-1)).view(-1, len(names), width).sum(
+                1
+            )
         return told
 
 
@@ -159,12 +161,14 @@ class Encoder(nn.Module):
         self.config = config
         self.rivals = _checked_path(spec, config.rivals)
         width = config.width
-        self.embed = nn.ModuleDict({n.name: _mlp(len(n.features), width, width) for n in spec.nodes})
-        for node in spec.nodes:
-            self.register_buffer(f"mean_{node.name}", torch.zeros(len(node.features)))
-            self.register_buffer(f"scale_{node.name}", torch.ones(len(node.features)))
         layers = config.layers if config.message_passing else 0
         with_hubs = layers if config.hubs and spec.links else 0
+        # without hubs only what is scored, and the context, is ever looked at
+        self.seen = [n for n in spec.nodes if with_hubs or n.name in (spec.candidate, spec.context)]
+        self.embed = nn.ModuleDict({n.name: _mlp(len(n.features), width, width) for n in self.seen})
+        for node in self.seen:
+            self.register_buffer(f"mean_{node.name}", torch.zeros(len(node.features)))
+            self.register_buffer(f"scale_{node.name}", torch.ones(len(node.features)))
         self.hubs = nn.ModuleList(HubExchange(spec, width) for _ in range(with_hubs))
         self.attention = nn.ModuleList(BlockAttention(width, config.heads) for _ in range(layers))
         self.final = nn.LayerNorm(width)
@@ -172,7 +176,7 @@ class Encoder(nn.Module):
     def forward(self, graphs: GraphTensors) -> tuple[Tensor, Tensor]:
         """States of the candidate type's nodes (nodes, width) and of the context nodes (G, width)."""
         spec = self.spec
-        h = {n.name: self.embed[n.name](self._standardised(n.name, graphs.x[n.name])) for n in spec.nodes}
+        h = {n.name: self.embed[n.name](self._standardised(n.name, graphs.x[n.name])) for n in self.seen}
         if self.attention:
             blocks = Blocks(graphs.ptr[spec.candidate], h[spec.candidate].shape[0])
             mask = self._mask(graphs, blocks)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -56,8 +58,8 @@ class GraphTensors(NamedTuple):
     def from_batch(cls, batch: GraphBatch, device: torch.device | str = "cpu") -> GraphTensors:
         """The batch's arrays on `device`; index arrays become int64."""
 
-        def index(array: object) -> Tensor:
-            return torch.as_tensor(array, device=device).long()
+        def index(array: npt.NDArray[np.int32]) -> Tensor:
+            return torch.from_numpy(array.astype(np.int64)).to(device)
 
         return cls(
             {name: torch.as_tensor(value, device=device) for name, value in batch.x.items()},

@@ -50,7 +50,13 @@ def makespans(
     """Makespan of every instance, shape (instances,): greedy, or with `samples` the best of so many draws."""
     device = next(network.parameters()).device
     runs = ShopRuns.of(
-        instances, shop, network.spec.graph, max(samples, 1), scenarios, lanes, device  # type: ignore[arg-type]
+        instances,
+        shop,
+        network.spec.graph,
+        max(samples, 1),
+        scenarios,
+        lanes,
+        device,
     )
     found = play(network, runs, temperature if samples else 0.0)
     best: npt.NDArray[np.int64] = found.reshape(len(instances), -1).min(axis=1)

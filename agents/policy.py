@@ -199,7 +199,7 @@ class GraphActorCriticPolicy(BasePolicy):
         return values
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
-        return self(observation, deterministic)[0]
+        return self.forward(observation, deterministic)[0]
 
     def obs_to_tensor(self, observation: Any) -> tuple[Any, bool]:
         """Ragged dictionaries are always batches."""
@@ -217,7 +217,8 @@ class GraphActorCriticPolicy(BasePolicy):
                 wide = x.double()
                 part = [torch.tensor(float(len(x)), device=x.device), wide.sum(0), wide.square().sum(0)]
                 sums[name] = [a + b for a, b in zip(sums[name], part, strict=True)] if name in sums else part
-        for name, (count, total, square) in sums.items():
+        for name in (node.name for node in self.network.encoder.seen):
+            count, total, square = sums[name]
             mean = total / count.clamp(min=1)
             spread = (square / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
             self.network.encoder.get_buffer(f"mean_{name}").copy_(mean)

@@ -65,7 +65,9 @@ class RaggedRolloutBuffer(RolloutBuffer):
         node_budget: int = 1_000_000,
     ) -> None:
         if n_envs % group or (advantage == "group" and group < 2):
-            raise UsageError(f"{n_envs} environments in groups of {group}: relative advantages need groups of 2 or more")
+            raise UsageError(
+                f"{n_envs} environments in groups of {group}: relative advantages need groups of 2 or more"
+            )
         self.spec = spec
         self.advantage = advantage
         self.group = group
@@ -133,7 +135,7 @@ class RaggedRolloutBuffer(RolloutBuffer):
         nodes = everything.observations.nodes_per_graph()
         order = torch.randperm(len(nodes), device=nodes.device)
         most = min(batch_size or self.minibatch, self.minibatch)
-        for index in order.split(minibatch_sizes(nodes[order], most, self.node_budget)):
+        for index in torch.split(order, minibatch_sizes(nodes[order], most, self.node_budget)):
             yield Minibatch(
                 select(self.spec, everything.observations, index), *(column[index] for column in everything[1:])
             )

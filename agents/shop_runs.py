@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -77,7 +77,7 @@ class _Room:
         return self._split(self.block.to(self.device, non_blocking=True).to(dtype))
 
     def _split(self, block: Tensor) -> dict[str, Tensor]:
-        parts = block.split(self.sizes)
+        parts = torch.split(block, self.sizes)
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
 
@@ -98,7 +98,7 @@ class ShopRuns:
         rollouts: environments on one instance.
         capacity: the largest instance that will be loaded.
         config: which shop.
-        graph: which graph.
+        graph: which graph, "jobs" or "ops".
         lanes: threads; the largest divisor of `num_instances` up to it is used.
         device: where observations go.
     """
@@ -109,7 +109,7 @@ class ShopRuns:
         rollouts: int,
         capacity: Capacity,
         config: ShopConfig,
-        graph: GraphName = "jobs",
+        graph: str = "jobs",
         lanes: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -119,7 +119,7 @@ class ShopRuns:
         self.config = config
         self.device = torch.device(device)
         self.batches = [
-            ShopBatch(self.num_envs // lanes, capacity, config, graph, rollouts) for _ in range(lanes)
+            ShopBatch(self.num_envs // lanes, capacity, config, cast(GraphName, graph), rollouts) for _ in range(lanes)
         ]
         self.spec = self.batches[0].spec
         self._pool = ThreadPoolExecutor(lanes) if lanes > 1 else None
@@ -132,7 +132,7 @@ class ShopRuns:
         cls,
         instances: Sequence[Instance],
         config: ShopConfig,
-        graph: GraphName = "jobs",
+        graph: str = "jobs",
         rollouts: int = 1,
         scenarios: Sequence[Scenario] | None = None,
         lanes: int = 1,
@@ -167,7 +167,9 @@ class ShopRuns:
         """The finished schedule of environment i."""
         return self.batches[i // self._in_lane].schedule(i % self._in_lane)
 
-    def start(self, instances: Sequence[Instance], scenarios: Sequence[Scenario] | None = None) -> npt.NDArray[np.int64]:
+    def start(
+        self, instances: Sequence[Instance], scenarios: Sequence[Scenario] | None = None
+    ) -> npt.NDArray[np.int64]:
         """Load one instance (and scenario) a group and play the forced moves; returns the initial bounds, (N,)."""
         groups = self._in_lane // self.rollouts
 
@@ -175,9 +177,7 @@ class ShopRuns:
             mine = slice(lane * groups, (lane + 1) * groups)
             batch.load(range(groups), instances[mine])
             if scenarios is not None:
-                batch.load_scenarios(
-                    range(batch.num_envs), [s for s in scenarios[mine] for _ in range(self.rollouts)]
-                )
+                batch.load_scenarios(range(batch.num_envs), [s for s in scenarios[mine] for _ in range(self.rollouts)])
             batch.reset()
             bound = batch.shop.bound.copy()
             none = np.full(batch.num_envs, -1, np.int64)

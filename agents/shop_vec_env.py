@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 from dispatchgym.agents.shop_runs import ShopRuns
 from dispatchgym.envs.api import UsageError
@@ -48,9 +48,7 @@ class InstanceSource:
         jobs, machines = (max(size[axis] for size in self.sizes) for axis in (0, 1))
         return Capacity(jobs, machines, max(n * m for n, m in self.sizes))
 
-    def draw(
-        self, count: int, seed: Sequence[int], shop: ShopConfig
-    ) -> tuple[list[Instance], list[Scenario] | None]:
+    def draw(self, count: int, seed: Sequence[int], shop: ShopConfig) -> tuple[list[Instance], list[Scenario] | None]:
         """`count` instances (sizes in turn, so that a draw is balanced) and, in interrupting shops, a scenario each."""
         rng = np.random.default_rng(np.random.SeedSequence(seed))
         first = int(rng.integers(len(self.sizes)))
@@ -131,9 +129,7 @@ class ShopVecEnv(VecEnv):
     ) -> None:
         self.source = source
         self.shop = shop
-        self.runs = ShopRuns(
-            rollout.instances, rollout.rollouts, source.capacity, shop, graph, rollout.lanes, device
-        )
+        self.runs = ShopRuns(rollout.instances, rollout.rollouts, source.capacity, shop, graph, rollout.lanes, device)
         self.length = rollout.length(source.capacity, shop)
         self.last_rule = last_rule
         self.seed_number = seed
@@ -161,7 +157,7 @@ class ShopVecEnv(VecEnv):
     def step_async(self, actions: npt.NDArray[Any]) -> None:
         self._choices = actions
 
-    def step_wait(self) -> VecEnvStepReturn:
+    def step_wait(self) -> Any:  # observations are tensors, where VecEnvStepReturn wants arrays
         playing = ~self.runs.over
         reward = self.runs.step(self._choices)
         self._episode.length += playing

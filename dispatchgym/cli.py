@@ -29,6 +29,10 @@ COMMANDS: Mapping[str, Command] = {
         "dispatchgym.agents.evaluation.command:main",
         "judge rules and solvers on a suite of instances; write results and a report",
     ),
+    "export": Command(
+        "dispatchgym.agents.export_command:main",
+        "write a run's best weights as a policy bundle that loads safely anywhere",
+    ),
     "data": Command(
         "dispatchgym.envs.data_command:main",
         "list the published instances, write them or random ones as text files",

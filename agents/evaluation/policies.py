@@ -216,6 +216,7 @@ FAMILIES = Registry(
         "cp-sat": "dispatchgym.agents.evaluation.solver_policies:parse_cp_sat",
         "clairvoyant": "dispatchgym.agents.evaluation.solver_policies:parse_clairvoyant",
         "rolling": "dispatchgym.agents.evaluation.solver_policies:parse_rolling",
+        "bundle": "dispatchgym.agents.learned_policy:parse_bundle",
     },
 )
 """First word of a policy's name -> parser of the whole name; rules need no entry."""
@@ -236,6 +237,7 @@ FORMS = (
         "rolling@1s",
         "CP-SAT planning anew at each shutdown, repair and arrival, 1 s each (or 1d); knows no more than a rule",
     ),
+    ("bundle:NAME, bundle:PATH", "a learned policy; @128: best of 128 sampled runs (+temperature0.7: closer ones)"),
 )
 """How a policy may be written, and what it is: what `--list` prints."""
 

@@ -51,9 +51,13 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
         name = (folder / "latest").read_text(encoding="utf-8").strip()
         state: dict[str, Any] = torch.load(folder / name, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UsageError(f"{folder}: no checkpoint to resume from ({error.strerror}); start without --resume") from error
+        raise UsageError(
+            f"{folder}: no checkpoint to resume from ({error.strerror}); start without --resume"
+        ) from error
     except Exception as error:  # whatever a damaged file makes torch raise
-        raise UsageError(f"{folder}: the latest checkpoint is damaged ({error}); name the one before in latest") from error
+        raise UsageError(
+            f"{folder}: the latest checkpoint is damaged ({error}); name the one before in latest"
+        ) from error
     return state
 
 

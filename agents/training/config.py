@@ -169,7 +169,7 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
 
 def from_mapping(document: Mapping[str, Any]) -> TrainConfig:
     """The configuration of nested plain values; the inverse of `to_mapping`."""
-    config: TrainConfig = _build(TrainConfig, document, "")
+    config: TrainConfig = build(TrainConfig, document, "")
     return config
 
 
@@ -184,15 +184,14 @@ def dump(config: TrainConfig) -> str:
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
 
 
-def describe(kind: type = TrainConfig, prefix: str = "") -> list[str]:
+def describe(document: Mapping[str, Any] | None = None, prefix: str = "") -> list[str]:
     """One line a key: dotted name and default."""
     lines = []
-    for f in dataclasses.fields(kind):
-        default = f.default_factory() if f.default is dataclasses.MISSING else f.default  # type: ignore[misc]
-        if dataclasses.is_dataclass(default):
-            lines += describe(type(default), f"{prefix}{f.name}.")
+    for name, value in (to_mapping(TrainConfig()) if document is None else document).items():
+        if isinstance(value, Mapping):
+            lines += describe(value, f"{prefix}{name}.")
         else:
-            lines.append(f"{prefix}{f.name}={_plain(default)}")
+            lines.append(f"{prefix}{name}={value}")
     return lines
 
 
@@ -218,7 +217,12 @@ def _put(document: dict[str, Any], key: str, value: Any) -> None:
     document[last] = value
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
+def build(kind: Any, value: Any, where: str) -> Any:
+    """A dataclass of nested plain values; `where` is what errors call it.
+
+    Raises:
+        UsageError: a value of the wrong kind; UnknownNameError: a key that does not exist.
+    """
     if not isinstance(value, Mapping):
         raise UsageError(f"{where or 'the configuration'} is {value!r:.80}; it must be a mapping of keys")
     hints = typing.get_type_hints(kind)
@@ -237,7 +241,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     """`value` as `hint` asks, or a one-line error that names the key."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where)
+        return build(hint, value, where)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None

@@ -51,14 +51,13 @@ class TrainingDivergedError(DispatchGymError, ArithmeticError):
 def build(config: TrainConfig) -> PPO:
     """Stock PPO around our environment, buffer and policy; untrained, so it plays as its starting rule."""
     torch.set_num_threads(config.threads)
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)
+    best_device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(best_device if config.device == "auto" else config.device)
     torch.backends.cuda.matmul.allow_tf32 = config.precision == "tf32"
-    env = ShopVecEnv(
-        config.instances, config.shop, config.rollout, graph=config.graph, seed=config.seed, device=device
-    )
+    env = ShopVecEnv(config.instances, config.shop, config.rollout, graph=config.graph, seed=config.seed, device=device)
     ppo = config.ppo
     model = PPO(
-        GraphActorCriticPolicy,
+        GraphActorCriticPolicy,  # type: ignore[arg-type]  # PPO needs its three methods, not its base class
         env,
         learning_rate=Schedule(ppo.learning_rate, ppo.schedule, ppo.warm_up),
         n_steps=env.length,
@@ -150,7 +149,7 @@ class RunCallback(BaseCallback):
         self.best = state["best"] if state["validation"] == self.validation.digest else math.inf
         # counted in the present rollout's size, which --resume may have changed: schedules follow iterations
         self.model.num_timesteps = self.iteration * self._env.num_envs * self._env.length
-        self.model._n_updates = state["num_updates"]  # type: ignore[attr-defined]  # PPO has it, its base not
+        self.model._n_updates = state["num_updates"]
         self._env.rounds = state["rounds"]
         restore_random_states(state["random"])
 
@@ -286,9 +285,7 @@ def train(config: TrainConfig, folder: Path, report: Report, resume: bool = Fals
         (folder / "metrics.jsonl").unlink(missing_ok=True)
         fit_scale(model.policy, config)
     if callback.iteration < config.iterations:
-        model.learn(
-            total - model.num_timesteps, callback=callback, log_interval=None, reset_num_timesteps=not resume
-        )
+        model.learn(total - model.num_timesteps, callback=callback, log_interval=None, reset_num_timesteps=not resume)
     return callback
 
 

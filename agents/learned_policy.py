@@ -1,0 +1,145 @@
+"""Learned policies by name, for evaluations: `bundle:NAME`, `bundle:PATH`, `bundle:NAME@128`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numba
+import numpy as np
+import torch
+
+from dispatchgym.agents import bundle as bundles
+from dispatchgym.agents.bundle import Bundle
+from dispatchgym.agents.evaluation.policies import Answer, Kind, Run, number
+from dispatchgym.agents.evaluation.problem import Problem
+from dispatchgym.agents.playing import play
+from dispatchgym.agents.shop_runs import ShopRuns
+from dispatchgym.envs.api import UsageError
+from dispatchgym.envs.jobshop.batch import ShopConfig
+from dispatchgym.envs.jobshop.scenario import Scenario
+from dispatchgym.envs.jobshop.schedule import Variant
+
+SAMPLES_AT_ONCE = 128
+"""Runs that share one batch."""
+
+MOST_SAMPLES = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedPolicy:
+    """A bundle's network, greedy or the best of many sampled runs.
+
+    Best-of-many is not for the interrupting shop: keeping the best run there means having seen the shutdowns.
+
+    Args:
+        called: the bundle's name or path as given.
+        folder: where it lies.
+        digest: of its manifest: two bundles at one path are two policies.
+        trained_for: the variant it was trained for.
+        builder_name: of the classic shop, part of what was trained.
+        samples: 0 for the greedy run.
+        temperature: of the samples.
+    """
+
+    called: str
+    folder: Path
+    digest: str
+    trained_for: Variant
+    builder_name: str
+    samples: int = 0
+    temperature: float = 1.0
+
+    @property
+    def name(self) -> str:
+        heat = "" if self.temperature == 1.0 else f"+temperature{self.temperature:g}"
+        return f"bundle:{self.called}" + (f"@{self.samples}{heat}" if self.samples else "")
+
+    @property
+    def kind(self) -> Kind:
+        return "learned"
+
+    @property
+    def variants(self) -> frozenset[Variant]:
+        if self.trained_for == "jssp":
+            return frozenset(("jssp",))
+        blocking: frozenset[Variant] = frozenset(("bws", "bns", "isbjssp"))
+        return blocking - {"isbjssp"} if self.samples else blocking
+
+    @property
+    def is_random(self) -> bool:
+        return self.samples > 0
+
+    def builder(self, variant: Variant) -> str | None:
+        return self.builder_name
+
+    def versions(self) -> dict[str, str | int]:
+        return {
+            "numba": numba.__version__,
+            "numpy": np.__version__,
+            "torch": torch.__version__,
+            "bundle": self.digest[:16],
+        }
+
+    def prepare(self, problem: Problem) -> Run:
+        loaded = _loaded(self.folder, self.digest)
+        shop = loaded.shop
+        if shop.is_blocking:
+            shop = ShopConfig(problem.variant, on_interrupt=problem.on_interrupt)
+
+        def run(scenario: Scenario | None, seed: int) -> Answer:
+            torch.set_num_threads(1)
+            scenarios = None if scenario is None else [scenario]
+            if not self.samples:
+                runs = ShopRuns.of([problem.instance], shop, loaded.network.spec.graph, scenarios=scenarios)
+                play(loaded.network, runs)
+                return Answer(runs.schedule(0), decisions=int(runs.decisions[0]))
+            best, decisions = None, 0
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                for begin in range(0, self.samples, SAMPLES_AT_ONCE):
+                    count = min(SAMPLES_AT_ONCE, self.samples - begin)
+                    runs = ShopRuns.of([problem.instance], shop, loaded.network.spec.graph, count)
+                    found = play(loaded.network, runs, self.temperature)
+                    decisions += int(runs.decisions.sum())
+                    if best is None or found.min() < best.makespan:
+                        best = runs.schedule(int(found.argmin()))
+            return Answer(best, decisions=decisions)
+
+        return run
+
+
+def parse_bundle(spec: str, delta: float = 0.0) -> LearnedPolicy:
+    """`bundle:NAME` or `bundle:PATH`, greedy; `@128` for the best of 128 runs, `+temperature0.7` for their spread.
+
+    Raises:
+        UnknownNameError: no such bundle; BundleError: one that cannot be trusted; UsageError: a wrong option.
+    """
+    called, _, tail = spec.partition(":")[2].partition("@")
+    if not called:
+        raise UsageError(
+            f"policy {spec!r}: write bundle:NAME or bundle:PATH; shipped are {', '.join(bundles.shipped())}"
+        )
+    limit, *options = tail.split("+")
+    if limit and not (limit.isdigit() and 1 <= int(limit) <= MOST_SAMPLES):
+        raise UsageError(f"policy {spec!r}: write a number of runs behind '@', such as @128, up to {MOST_SAMPLES}")
+    temperature = 1.0
+    for option in options:
+        if not option.startswith("temperature"):
+            raise UsageError(f"policy {spec!r}: {option!r} is not an option of a bundle; known: temperature0.7")
+        temperature = number(spec, option, option.removeprefix("temperature"), 0.01, 10.0)
+    folder = bundles.find(called).resolve()
+    loaded = bundles.load(folder)
+    return LearnedPolicy(
+        called, folder, loaded.digest, loaded.shop.variant, loaded.shop.builder_name, int(limit or 0), temperature
+    )
+
+
+@lru_cache(maxsize=8)
+def _loaded(folder: Path, digest: str) -> Bundle:
+    """The bundle, read once a process."""
+    loaded = bundles.load(folder)
+    if loaded.digest != digest:
+        raise UsageError(f"{folder}: the bundle has changed since the evaluation began")
+    return loaded

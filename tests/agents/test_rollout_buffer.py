@@ -1,0 +1,165 @@
+"""The ragged buffer gives back what was put in, every decision once, with the right advantage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import CheckpointCallback
+from stable_baselines3.common.logger import Logger
+from torch import nn
+
+from dispatchgym.agents.policy import GraphActorCriticPolicy
+from dispatchgym.agents.rollout_buffer import RaggedRolloutBuffer, group_relative, minibatch_sizes
+from dispatchgym.envs.api import UsageError
+from dispatchgym.envs.jobshop.batch import GraphName
+from dispatchgym.envs.jobshop.schedule import Variant
+from tests.agents.helpers import network, tiny_config, vec_env
+
+
+def ppo(variant: Variant = "jssp", graph: GraphName = "jobs", *, advantage: str = "group", lanes: int = 1) -> PPO:
+    env = vec_env(variant, graph, lanes=lanes)
+    spec = env.runs.spec
+    model = PPO(
+        GraphActorCriticPolicy,
+        env,
+        n_steps=env.length,
+        batch_size=env.num_envs * env.length,
+        n_epochs=2,
+        vf_coef=0.5 if advantage == "gae" else 0.0,
+        normalize_advantage=False,
+        rollout_buffer_class=RaggedRolloutBuffer,
+        rollout_buffer_kwargs={"spec": spec, "group": 4, "advantage": advantage, "node_budget": 700, "minibatch": 60},
+        policy_kwargs={"spec": spec, "config": tiny_config(graph)},
+        seed=0,
+        device="cpu",
+    )
+    model.policy.network.load_state_dict(network(graph, trained=True).state_dict())
+    return model
+
+
+def filled(model: PPO) -> RaggedRolloutBuffer:
+    _, callback = model._setup_learn(10**9)
+    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    assert isinstance(model.rollout_buffer, RaggedRolloutBuffer)
+    return model.rollout_buffer
+
+
+@pytest.mark.parametrize(("variant", "graph"), [("jssp", "jobs"), ("jssp", "ops"), ("isbjssp", "jobs"), ("bws", "ops")])
+def test_replaying_a_full_buffer_gives_the_stored_values_and_log_probabilities(
+    variant: Variant, graph: GraphName
+) -> None:
+    model = ppo(variant, graph)
+    buffer = filled(model)
+    with torch.no_grad():
+        for part in buffer.get():
+            value, log_prob, entropy = model.policy.evaluate_actions(part.observations, part.actions)
+            torch.testing.assert_close(value, part.old_values, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(log_prob, part.old_log_prob, atol=1e-5, rtol=1e-5)
+            assert (entropy >= 0).all()
+
+
+def test_minibatches_cover_every_decision_once_within_the_node_budget() -> None:
+    buffer = filled(ppo("bws"))
+    parts = list(buffer.get())
+    assert len(parts) > 1
+    assert sum(len(part.actions) for part in parts) == buffer.num_decisions
+    for part in parts:
+        assert int(part.observations.nodes_per_graph().sum()) <= 700
+        assert len(part.actions) <= 60
+    # every decision's pair of log-probability and graph size occurs as often as it was stored
+    seen = torch.cat([part.old_log_prob for part in parts]).sort().values
+    stored = buffer.log_probs.reshape(-1)[torch.cat(buffer._env).numpy()]
+    np.testing.assert_array_equal(seen.numpy(), np.sort(stored))
+
+
+def test_decisions_with_one_candidate_are_not_stored() -> None:
+    for part in filled(ppo("bws")).get():
+        assert int(part.observations.candidate_ptr.diff().min()) >= 2
+
+
+def test_group_advantages_are_standardised_within_each_instance() -> None:
+    buffer = filled(ppo())
+    by_group = buffer.rewards.sum(axis=0).reshape(-1, 4)
+    differ = by_group.std(1) > 1e-6
+    assert differ.any()
+    expected = np.zeros_like(by_group)  # where all did equally well there is nothing to learn
+    kept = by_group[differ]
+    expected[differ] = (kept - kept.mean(1, keepdims=True)) / kept.std(1, keepdims=True)
+    np.testing.assert_allclose(buffer.advantages[0].reshape(-1, 4), expected, rtol=1e-4, atol=1e-5)
+    assert (buffer.advantages == buffer.advantages[0]).all()
+
+
+def test_group_relative_by_hand() -> None:
+    returns = np.array([1, 3, 5, 5], np.float32)
+    np.testing.assert_allclose(group_relative(returns, 2), [-1, 1, 0, 0])
+    np.testing.assert_allclose(group_relative(returns, 2, leader=0.5), [-1, 1.5, 0, 0])
+
+
+def test_gae_with_lambda_one_is_return_to_go_minus_value() -> None:
+    model = ppo(advantage="gae")
+    model.rollout_buffer.gae_lambda = model.rollout_buffer.gamma = 1.0
+    buffer = filled(model)
+    to_go = buffer.rewards[::-1].cumsum(axis=0)[::-1]
+    cell = torch.cat(buffer._env).numpy()
+    np.testing.assert_allclose(
+        buffer.advantages.reshape(-1)[cell], (to_go - buffer.values).reshape(-1)[cell], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_groups_need_company() -> None:
+    with pytest.raises(UsageError, match="groups of 1"):
+        RaggedRolloutBuffer(
+            4, vec_env().observation_space, vec_env().action_space, n_envs=4, spec=vec_env().runs.spec, group=1
+        )
+
+
+@pytest.mark.parametrize("decisions", [1, 7, 1000])
+@pytest.mark.parametrize("budget", [10, 60, 10_000])
+def test_minibatch_sizes_add_up_and_respect_both_limits(decisions: int, budget: int) -> None:
+    nodes = torch.from_numpy(np.random.default_rng(0).integers(1, 30, 200))
+    sizes = minibatch_sizes(nodes, decisions, budget)
+    assert sum(sizes) == 200
+    assert min(sizes) >= 1
+    for part in nodes.split(sizes):
+        assert len(part) <= decisions
+        assert int(part.sum()) <= budget or len(part) == 1
+
+
+def test_save_and_load_of_stable_baselines_keep_working(tmp_path: Path) -> None:
+    model = ppo()
+    callback = CheckpointCallback(save_freq=10, save_path=str(tmp_path), name_prefix="ppo")
+    model.learn(model.n_envs * model.n_steps, callback=callback)
+    model.save(tmp_path / "model.zip", exclude=["_last_obs"])
+    again = PPO.load(tmp_path / "model.zip", env=vec_env(), device="cpu")
+    for name, value in model.policy.state_dict().items():
+        assert torch.equal(again.policy.state_dict()[name], value), name
+    obs = vec_env().reset()
+    assert (again.predict(obs, deterministic=True)[0] == model.predict(obs, deterministic=True)[0]).all()
+    again.learn(model.n_envs * model.n_steps, reset_num_timesteps=False)
+    assert again.num_timesteps == 2 * model.n_envs * model.n_steps
+    assert list(tmp_path.glob("ppo_*_steps.zip"))
+
+
+def test_an_update_moves_the_policy_towards_better_episodes() -> None:
+    model = ppo()
+    model.policy.network.score = nn.Linear(16, 1, bias=False)
+    buffer = filled(model)
+    before = _score(model, buffer)
+    model.policy.optimizer = torch.optim.AdamW(model.policy.parameters(), lr=3e-3)
+    model.lr_schedule = lambda _: 3e-3
+    model.set_logger(Logger(None, []))
+    model.train()
+    assert _score(model, buffer) > before
+
+
+def _score(model: PPO, buffer: RaggedRolloutBuffer) -> float:
+    """Sum of advantage x log-probability: what the policy gradient raises."""
+    with torch.no_grad():
+        return sum(
+            float((model.policy.evaluate_actions(p.observations, p.actions)[1] * p.advantages).sum())
+            for p in buffer.get()
+        )
