@@ -18,7 +18,17 @@ LIBRARIES = ("numpy", "numba", "ortools")
 # Everything that a run can depend on; what is worked out anew from finished runs is left out.
 _SOURCES = ("envs", "solvers", "agents/evaluation")
 _AFTERWARDS = frozenset(
-    ("charts.py", "evidence.py", "progress.py", "report.py", "results.py", "statistics.py", "summary.py", "table.py")
+    (
+        "charts.py",
+        "evidence.py",
+        "progress.py",
+        "remarks.py",
+        "report.py",
+        "results.py",
+        "statistics.py",
+        "summary.py",
+        "table.py",
+    )
 )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +10,6 @@ from dispatchgym.agents.evaluation.problem import derived_seed
 from dispatchgym.envs.jobshop import generate
 from dispatchgym.envs.jobshop import scenario as scenarios
 from dispatchgym.envs.jobshop.batch import ShopBatch, ShopConfig
-from dispatchgym.envs.jobshop.schedule import Variant
 from dispatchgym.solvers.jobshop import rules
 
 CAPS: tuple[float | None, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, None)
@@ -40,15 +37,3 @@ def best_cap(
         ]
     batch = ShopBatch.of(instances, config, scenarios=shutdowns)
     return min(CAPS, key=lambda cap: int(rules.play(batch, rule, cap=cap, seed=seeds[0]).sum()))
-
-
-def caps_by_policy(tuned: Iterable[Mapping[str, Any]]) -> list[tuple[Variant, str]]:
-    """Shop and line for each policy and shop of {variant, group, policy, cap} entries."""
-    lines: dict[tuple[str, Variant], list[str]] = {}
-    for each in tuned:
-        caps = lines.setdefault((each["policy"], each["variant"]), [])
-        caps.append(f"{each['group']} {'no cap' if each['cap'] is None else each['cap']}")
-    return [
-        (variant, f"{policy} in {variant}, chosen on generated instances: {', '.join(caps)}")
-        for (policy, variant), caps in lines.items()
-    ]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dispatchgym.agents.evaluation import command
-from dispatchgym.agents.evaluation.command import Options, main, prepare
+from dispatchgym.agents.evaluation import request
+from dispatchgym.agents.evaluation.command import main
 from dispatchgym.agents.evaluation.policies import parse_policies, parse_policy
+from dispatchgym.agents.evaluation.request import Options, prepare
 from dispatchgym.agents.evaluation.results import make_rows
 from dispatchgym.agents.evaluation.work import WorkItem, execute, plan
 from dispatchgym.envs.api import UsageError
@@ -93,7 +94,7 @@ def test_threads_that_outnumber_the_cores_are_noted(monkeypatch: pytest.MonkeyPa
     def notes(policies: str, workers: int) -> tuple[str, ...]:
         return prepare(Options(suite="jobshop/smoke", policies=policies, workers=workers)).notes
 
-    monkeypatch.setattr(command, "available_cores", lambda: 4)
+    monkeypatch.setattr(request, "available_cores", lambda: 4)
     assert notes("cp-sat@1s", 4) == ()
     assert notes("cp-sat@1s+workers:2", 2) == ()
     (note,) = notes("cp-sat@1s+workers:2", 4)
