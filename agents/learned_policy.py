@@ -58,7 +58,7 @@ class LearnedPolicy:
 
     @property
     def kind(self) -> Kind:
-        return "learned"
+        return "search" if self.samples else "learned"
 
     @property
     def variants(self) -> frozenset[Variant]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,8 @@ def _at_most(before: JSON, after: JSON) -> bool:
 
 
 def _subset(before: JSON, after: JSON) -> bool:
-    return isinstance(before, Sequence) and isinstance(after, Sequence) and set(before) <= set(after)
+    """Whether every policy of `before` is in `after`, made of the same versions (a bundle's digest among them)."""
+    return isinstance(before, dict) and isinstance(after, dict) and before.items() <= after.items()
 
 
 def _short(value: JSON) -> str:

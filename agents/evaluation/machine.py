@@ -16,7 +16,7 @@ from dispatchgym.agents.evaluation.pool import available_cores
 LIBRARIES = ("numpy", "numba", "ortools")
 
 # Everything that a run can depend on; what is worked out anew from finished runs is left out.
-_SOURCES = ("envs", "solvers", "agents/evaluation")
+_SOURCES = ("envs", "solvers", "agents")
 _AFTERWARDS = frozenset(
     (
         "charts.py",

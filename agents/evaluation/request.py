@@ -144,7 +144,7 @@ def prepare(options: Options) -> Evaluation:
         "builder": f"{options.builder} {delta:g}",
         "versions": versions(),
         "code": code_digest(),
-        "policies": [policy.name for policy in policies],
+        "policies": {policy.name: policy.versions() for policy in policies},
         "seeds": seeds,
     }
     items = plan(problems, policies, seeds)

@@ -11,7 +11,12 @@ from dispatchgym.agents.evaluation.journal import Journal, start_over
 from dispatchgym.agents.evaluation.work import Result
 from dispatchgym.envs.api import UsageError
 
-SETTINGS: dict[str, Any] = {"suite": "tests", "code": "abc", "policies": ["mwkr"], "seeds": 2}
+SETTINGS: dict[str, Any] = {
+    "suite": "tests",
+    "code": "abc",
+    "policies": {"mwkr": {}, "bundle:b": {"bundle": "1"}},
+    "seeds": 2,
+}
 SESSION = {"began": "2026-01-01T00:00:00+00:00", "cpu": "none", "cores": 1}
 
 
@@ -61,7 +66,8 @@ def test_a_crashed_run_is_tried_again(path: Path) -> None:
     [
         ({"suite": "other"}, 'suite "tests", not "other"'),
         ({"code": "abd"}, "different code of dispatchgym"),
-        ({"policies": ["spt"]}, 'policies ["mwkr"], not ["spt"]'),
+        ({"policies": {"mwkr": {}}}, "policies {"),
+        ({"policies": {"mwkr": {}, "bundle:b": {"bundle": "2"}}}, '"bundle:b": {"bundle": "2"}'),
         ({"seeds": 1}, "seeds 2, not 1"),
         ({"builder": "active"}, 'builder null, not "active"'),
     ],
@@ -80,10 +86,10 @@ def test_other_settings_are_refused_and_change_nothing(path: Path, changes: dict
 def test_policies_and_seeds_may_grow_but_not_shrink_again(path: Path) -> None:
     with open_journal(path) as journal:
         journal.add(result("one"))
-    with open_journal(path, policies=["spt", "mwkr"], seeds=3) as journal:
+    with open_journal(path, policies={"spt": {}} | SETTINGS["policies"], seeds=3) as journal:
         assert list(journal.results) == ["one"]
     with pytest.raises(UsageError, match="seeds 3, not 2"):
-        open_journal(path, policies=["spt", "mwkr"])
+        open_journal(path, policies={"spt": {}} | SETTINGS["policies"])
 
 
 def test_two_evaluations_cannot_write_one_journal(path: Path) -> None:
