@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         raise UsageError(f"{options.run} has no best weights ({best / 'about.json'}: {error.strerror})") from error
     config = from_mapping(about["config"])
-    network = GraphNetwork(SPECS[config.graph], config.policy)
+    policy = config.policy if options.cap is None else replace(config.policy, cap=options.cap)
+    network = GraphNetwork(SPECS[config.graph], policy)
     network.load_state_dict(load_file(str(best / "weights.safetensors")))
     name = options.name or options.out.name
     bundle.export(
@@ -36,7 +38,12 @@ def main(argv: list[str]) -> int:
         options.out,
         name=name,
         seed=config.seed,
-        training={"warm_start": None, "config": about["config"], "course": course(options.run)},
+        training={
+            "warm_start": None,
+            "config": about["config"],
+            "course": course(options.run),
+            "after_training": {} if options.cap is None else {"cap": options.cap},
+        },
         results={key: value for key, value in about.items() if key.startswith("validation/") or key == "iteration"},
         revision=_revision(),
     )
@@ -87,5 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", type=Path, help="run directory of `dispatchgym train`")
     parser.add_argument("--out", type=Path, required=True, help="folder of the bundle")
+    parser.add_argument(
+        "--cap", type=float, help="put a cap on the jobs in the shop, a share of the machines; the manifest says so"
+    )
     parser.add_argument("--name", help="what results call it (default: the folder's name)")
     return parser

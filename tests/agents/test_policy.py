@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,20 @@ def test_an_untrained_policy_with_a_hybrid_builder_and_shutdowns_is_its_rule() -
     pairs = zip(shops, down, strict=True)
     expected = [rules.rollout(shop, "lrpt", broken, scenario=s).schedule.end.max() for shop, s in pairs]
     assert makespans(network(), shops, broken, scenarios=down).tolist() == expected
+
+
+@pytest.mark.parametrize("cap", [0.3, 0.7, 1.0])
+@pytest.mark.parametrize("variant", ["bws", "bns", "isbjssp"])
+def test_an_untrained_policy_with_a_cap_is_its_rule_with_that_cap(variant: Variant, cap: float) -> None:
+    shops, config = instances(), ShopConfig(variant)
+    down = [scenario.draw(shop, 0.2, seed) for seed, shop in enumerate(shops)] if variant == "isbjssp" else None
+    net = GraphNetwork(JOBS, replace(tiny_config(), cap=cap))
+    drawn = down or [None] * len(shops)
+    pairs = zip(shops, drawn, strict=True)
+    expected = [rules.rollout(shop, "lrpt", config, cap=cap, scenario=s).schedule.end.max() for shop, s in pairs]
+    assert makespans(net, shops, config, scenarios=down).tolist() == expected
+    with pytest.raises(UsageError, match="cap is 0"):
+        PolicyConfig(cap=0)
 
 
 def test_schedules_of_a_trained_policy_are_valid() -> None:
