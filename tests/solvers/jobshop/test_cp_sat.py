@@ -102,7 +102,10 @@ def test_three_jobs_on_three_machines_are_solved_as_by_brute_force(variant: Vari
     assert (solution.status, solution.objective) == ("optimal", least_makespan(instance, variant, downtime))
 
 
-@pytest.mark.parametrize(("name", "variant"), [("ft06", "jssp"), ("la05", "jssp"), ("ft06", "bws"), ("ft06", "bns")])
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [("ft06", "jssp"), ("la05", "jssp"), ("ft06", "bws"), ("la01", "bws"), ("ft06", "bns"), ("la01", "bns")],
+)
 def test_small_classics_are_proven(name: str, variant: Variant) -> None:
     known = library.best_known(name, variant)
     assert known is not None
