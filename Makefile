@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt
 	@.ci/environment $(VENV) constraints.txt --no-build-isolation -e '.[dev,docs]'
 
 demo: setup ## set up, judge the rules and CP-SAT on real instances, say where the report lies
-	@$(BIN)/dispatchgym evaluate demo --out $(DEMO)
+	@$(BIN)/dispatchgym evaluate demo --out $(DEMO) --fresh
 
 test: lint types tests ## set up, then lint, types and tests
 
