@@ -187,6 +187,12 @@ def test_without_any_time_the_answer_is_the_hint(variant: Variant) -> None:
     assert solution.history[0].objective == hint.makespan
 
 
+def test_where_there_are_shutdowns_the_search_starts_from_a_rule() -> None:
+    instance = library.load("la36")
+    solution = solve(instance, variant="isbjssp", scenario=shutdowns(instance), deterministic_limit=0)
+    assert solution.objective == by_rule(instance, "isbjssp", shutdowns(instance)).makespan
+
+
 def test_without_any_time_or_hint_the_answer_is_unknown_with_a_bound() -> None:
     instance = library.load("la06")
     solution = solve(instance, variant="bws", deterministic_limit=0)
