@@ -103,10 +103,9 @@ def solve(
     if status in ("optimal", "feasible"):
         schedule = complete(instance, variant, scenario, model.starts(solver.value))
         validate(schedule, instance, variant, scenario)
-    elif hint is not None and status == "unknown":
-        status = "feasible"
     if schedule is not None:
         watch.saw(schedule.makespan, schedule.makespan if status == "optimal" else None)
+        status = "optimal" if schedule.makespan == watch.bound else "feasible"
     return Solution(
         status=status,
         objective=None if schedule is None else schedule.makespan,

@@ -121,8 +121,9 @@ class Outlook:
         for m in range(len(self.windows)):
             coming = [op for op, machine in enumerate(self.machine) if machine == m and self.began[op] < 0]
             if coming:
-                load = sum(self.duration[op] for op in coming)
-                bound = max(bound, min(self.head[op] for op in coming) + load + min(self.tail[op] for op in coming))
+                first, load = min(self.head[op] for op in coming), sum(self.duration[op] for op in coming)
+                done = end_of_processing(first, load, self.windows[m], "resume")  # whatever an interruption costs
+                bound = max(bound, done + min(self.tail[op] for op in coming))
         return bound
 
     def serial_makespan(self) -> int:

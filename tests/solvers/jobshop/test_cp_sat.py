@@ -193,6 +193,14 @@ def test_where_there_are_shutdowns_the_search_starts_from_a_rule() -> None:
     assert solution.objective == by_rule(instance, "isbjssp", shutdowns(instance)).makespan
 
 
+def test_a_rule_s_schedule_that_meets_the_bound_is_optimal_without_a_search() -> None:
+    # A machine with ten units of work that is down for three: nothing ends before 13, whatever the order.
+    instance = Instance.from_routes("one", [[(0, 5)], [(0, 5)]])
+    downtime = Scenario.from_downtime(1, [{"machine": 0, "from": 3, "to": 6}])
+    solution = solve(instance, variant="isbjssp", scenario=downtime, deterministic_limit=0)
+    assert (solution.status, solution.objective, solution.bound) == ("optimal", 13, 13)
+
+
 def test_without_any_time_or_hint_the_answer_is_unknown_with_a_bound() -> None:
     instance = library.load("la06")
     solution = solve(instance, variant="bws", deterministic_limit=0)
