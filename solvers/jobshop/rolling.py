@@ -96,7 +96,8 @@ def rolling(
     Raises:
         UnknownNameError, InvalidInstanceError, UsageError: as `solve`, or no limit at all.
 
-    Source: the method that Wong et al., arXiv 2302.02506, call too costly; the assumptions are ours.
+    Source: re-optimising at every disturbance, the costly way that dispatchers for this shop (Wong et al.,
+    arXiv 2302.02506) are meant to spare. The assumptions are ours.
     """
     if limit_s is None and deterministic_limit is None:
         raise UsageError("rolling needs limit_s or deterministic_limit: what each planning may take")
