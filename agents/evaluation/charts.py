@@ -1,4 +1,4 @@
-"""The report's pictures as inline SVG: box plots of a group, and solver curves beside the rules' times.
+"""The reports' pictures as inline SVG: box plots, solver curves beside the rules' times, lines over iterations.
 
 Colours and fonts come from the page's style sheet, so that the pictures follow its light and dark look.
 """
@@ -121,6 +121,72 @@ def anytime_chart(curves: Sequence[Curve], points: Sequence[Point], height: int 
     return _svg(height, parts, "Gap over wall time")
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Values over iterations; a line of one value is a mark to compare with, drawn dashed across the chart."""
+
+    label: str
+    kind: str
+    points: Sequence[tuple[float, float]]
+
+
+def line_chart(lines: Sequence[Line], unit: str = "", *, zero: bool = False, height: int = 230, most: int = 240) -> str:
+    """Lines over a linear axis, each named at its end.
+
+    Args:
+        lines: values that are not finite are left out, and so are lines without any other.
+        zero: the value axis begins at 0 (or below).
+        most: points drawn of a line; a longer one is thinned to the means of equal stretches.
+    """
+    drawn = [Line(e.label, e.kind, [p for p in e.points if math.isfinite(p[1])]) for e in lines]
+    drawn = [Line(e.label, e.kind, _thinned(e.points, most)) for e in drawn if e.points]
+    if not drawn:
+        return ""
+    values = [value for line in drawn for _, value in line.points]
+    ticks = nice_ticks(min(*values, 0.0) if zero else min(values), max(values))
+    times = [t for line in drawn for t, _ in line.points]
+    plot = height - AXIS
+    x = _Scale(min(times), max(max(times), min(times) + 1.0), LEFT, RIGHT)
+    y = _Scale(ticks[-1], ticks[0], 8, plot)
+    parts = [
+        f'<line class="grid{" zero" if tick == 0 else ""}" x1="{LEFT}" x2="{RIGHT}" y1="{y(tick):.1f}" '
+        f'y2="{y(tick):.1f}"/>'
+        f'<text class="tick" x="46" y="{y(tick) + 4:.1f}" text-anchor="end">{short(tick)}{unit}</text>'
+        for tick in ticks
+    ]
+    parts += [
+        f'<text class="tick" x="{x(t):.1f}" y="{plot + 18}" text-anchor="middle">{t:,.0f}</text>'
+        for t in nice_ticks(x.low, x.high)
+        if x.low <= t <= x.high and t == round(t)
+    ]
+    taken: list[float] = []
+    for number, line in enumerate(drawn):
+        is_mark = len(line.points) == 1
+        ends = [(x.low, line.points[0][1]), (x.high, line.points[0][1])] if is_mark else line.points
+        path = "M" + "L".join(f"{x(t):.1f} {y(v):.1f}" for t, v in ends)
+        last = ends[-1][1]
+        name_y = _free(y(last) - 6, taken, 12.0, plot - 3.0)
+        taken.append(name_y)
+        tip = f"{line.label}: {last:.4g}{unit}" + ("" if is_mark else " at the end")
+        parts.append(
+            f'<g class="{line.kind} c{number % 4}"><title>{escape(tip)}</title>'
+            f'<path class="line{" bound" if is_mark else ""}" d="{path}"/>'
+            f'<text class="label" x="{RIGHT - 3}" y="{name_y:.1f}" text-anchor="end">{escape(line.label)}</text></g>'
+        )
+    return _svg(height, parts, "Over iterations: " + ", ".join(line.label for line in drawn))
+
+
+def short(value: float) -> str:
+    """A tick's name in few characters: 12000 is 12k, 0.00025 is 2.5e-4."""
+    if value and abs(value) < 1e-3:
+        mantissa, _, power = f"{value:.6e}".partition("e")
+        return f"{float(mantissa):g}e{int(power)}"
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / min(size, 1e3 if letter == 'k' else size):g}{letter}"
+    return f"{value:g}"
+
+
 def mean_steps(histories: Sequence[Sequence[tuple[float, float]]], most: int = 240) -> list[tuple[float, float]]:
     """The mean of step functions, from the moment that all of them have begun.
 
@@ -190,6 +256,20 @@ def _labelled_points(points: Sequence[Point], x: _Scale, y: _Scale) -> list[str]
             f'<text class="label" x="{name_x:.1f}" y="{name_y + 4:.1f}">{escape(point.label)}</text></g>'
         )
     return parts
+
+
+def _thinned(points: Sequence[tuple[float, float]], most: int) -> Sequence[tuple[float, float]]:
+    if len(points) <= most:
+        return points
+    stretches = np.array_split(np.asarray(points), most)
+    return [(float(part[-1, 0]), float(part[:, 1].mean())) for part in stretches]
+
+
+def _free(wanted: float, taken: Sequence[float], apart: float, most: float) -> float:
+    """The place nearest to `wanted` that lies between `apart` and `most` and `apart` away from all that are taken."""
+    places = sorted((p for t in (wanted, *taken) for p in (t, t - apart, t + apart)), key=lambda p: abs(p - wanted))
+    free = (p for p in places if apart <= p <= most and all(abs(p - t) >= apart - 1e-6 for t in taken))
+    return next(free, min(max(wanted, apart), most))
 
 
 def _steps(points: Sequence[tuple[float, float]], x: _Scale, y: _Scale) -> str:

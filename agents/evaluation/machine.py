@@ -21,13 +21,16 @@ _AFTERWARDS = frozenset(
     (
         "charts.py",
         "evidence.py",
+        "page.py",
         "progress.py",
         "remarks.py",
         "report.py",
         "results.py",
+        "run_report.py",
         "statistics.py",
         "summary.py",
         "table.py",
+        "tracking.py",
     )
 )
 

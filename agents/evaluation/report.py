@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from dispatchgym.agents.evaluation.charts import Box, Curve, Point, anytime_chart, box_plot, mean_steps
-from dispatchgym.agents.evaluation.files import atomic_write
+from dispatchgym.agents.evaluation.page import count, gantt_explorer, gantt_problem, gantt_run, write_page
 from dispatchgym.agents.evaluation.policies import Kind
 from dispatchgym.agents.evaluation.problem import WORLDS
 from dispatchgym.agents.evaluation.results import Finished, Row
@@ -78,7 +76,6 @@ def write_report(
     contradictions: Sequence[str],
 ) -> None:
     """Write the page; it needs nothing but itself. `remarks` are (shop, line) pairs, put below the shop's table."""
-    assets = files("dispatchgym.agents.evaluation") / "assets"
     worlds = list(dict.fromkeys(row.variant for row in rows))
     kinds: dict[str, Kind] = {each["policy"]: each["kind"] for each in head["policies"]}
     gantt = {world: _gantt_data(world, finished, rows, entries) for world in worlds}
@@ -92,21 +89,7 @@ def write_report(
         *(_world(world, finished, rows, entries, kinds, remarks, bool(gantt[world])) for world in worlds),
         _notes(head),
     ]
-    # "</" would end the script element early.
-    data = json.dumps(gantt, separators=(",", ":")).replace("</", "<\\/")
-    with atomic_write(path) as file:
-        file.write(
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{escape(head['suite'])} - dispatchgym evaluation</title>\n"
-            f"<style>\n{(assets / 'report.css').read_text(encoding='utf-8')}</style>\n</head>\n<body>\n<main>\n"
-        )
-        file.write("\n".join(body))
-        file.write(
-            '\n</main>\n<div id="tip" class="tip" hidden></div>\n'
-            f'<script type="application/json" id="gantt">{data}</script>\n'
-            f"<script>\n{(assets / 'report.js').read_text(encoding='utf-8')}</script>\n</body>\n</html>\n"
-        )
+    write_page(path, f"{head['suite']} - dispatchgym evaluation", body, gantt)
 
 
 def _header(head: Mapping[str, Any], rows: Sequence[Row]) -> str:
@@ -118,7 +101,7 @@ def _header(head: Mapping[str, Any], rows: Sequence[Row]) -> str:
     return (
         '<p class="eyebrow">dispatchgym evaluation</p>'
         f"<h1>{escape(head['suite'])}</h1>"
-        f"<p>{len(head['policies'])} policies on {problems} problems, {_count(head['seeds'], 'seed')}: {len(rows)} "
+        f"<p>{len(head['policies'])} policies on {problems} problems, {count(head['seeds'], 'seed')}: {len(rows)} "
         f"runs, of which {valid} gave a schedule that the independent validator accepts. Others are compared with "
         f"<b>{escape(head['base'])}</b>.</p>"
         f'<p class="soft">{escape(session["began"].replace("T", " ").replace("+00:00", " UTC"))} &middot; '
@@ -138,7 +121,7 @@ def _alarms(failures: Sequence[Mapping[str, Any]], contradictions: Sequence[str]
         lines = "\n".join(escape(f"{f['status']}: {f['item']}\n{f['message'].strip()}") for f in failures[:10])
         more = " The first 10 of them:" if len(failures) > 10 else ""
         parts.append(
-            f'<div class="card alarm"><b>{_count(len(failures), "run")} failed</b> and count in no mean.{more}'
+            f'<div class="card alarm"><b>{count(len(failures), "run")} failed</b> and count in no mean.{more}'
             f"<pre>{lines}</pre></div>"
         )
     return "\n".join(parts)
@@ -204,7 +187,7 @@ def _world(
     if chart := _anytime(world, finished, rows, kinds):
         parts += ["<h3>What more time buys</h3>", chart]
     if has_gantt:
-        parts += ["<h3>The schedules themselves</h3>", _gantt(world)]
+        parts += ["<h3>The schedules themselves</h3>", gantt_explorer(world)]
     return "\n".join([*parts, "</section>"])
 
 
@@ -364,33 +347,6 @@ def _known(history: Sequence[Sequence[float | int | None]]) -> Iterable[tuple[fl
             yield t, objective, bound
 
 
-def _gantt(world: Variant) -> str:
-    charts = "".join(
-        f'<div class="chart"><div class="chart-head"><select aria-label="policy of the {which} picture"></select>'
-        '<span class="says soft"></span></div>'
-        f'<svg id="{world}-{which}" role="img" aria-label="Gantt chart"></svg></div>'
-        for which in ("upper", "lower")
-    )
-    buttons = "".join(
-        f'<button type="button" data-do="{do}" aria-label="{label}">{sign}</button>'
-        for do, label, sign in (
-            ("in", "zoom in", "+"),
-            ("out", "zoom out", "&minus;"),
-            ("left", "earlier", "&larr;"),
-            ("right", "later", "&rarr;"),
-            ("reset", "whole schedule", "all"),
-        )
-    )
-    return (
-        f'<div class="panel gantt" data-world="{world}"><div class="controls">'
-        f'<select class="pick-problem" aria-label="problem"></select>{buttons}</div>{charts}'
-        '<p class="soft">One row a machine, one colour a job; pale: the finished job still blocks the machine; '
-        "hatched: the machine is down. Drag to move, Ctrl and wheel or pinch to zoom, point at an operation for its "
-        "times. "
-        "Both pictures share the time axis.</p></div>"
-    )
-
-
 def _gantt_data(
     world: Variant, finished: Finished, rows: Sequence[Row], entries: Sequence[Entry]
 ) -> list[dict[str, Any]]:
@@ -407,29 +363,18 @@ def _gantt_data(
         if key not in problems:
             if size > GANTT_BYTES:
                 continue
-            scenario = problem.scenario(0)
-            problems[key] = {
-                "name": row.instance + (f", {row.scenario}" if row.scenario else ""),
-                "machines": problem.instance.num_machines,
-                "job_ptr": problem.instance.job_ptr.tolist(),
-                "machine": problem.instance.machine.tolist(),
-                "duration": problem.instance.duration.tolist(),
-                "blocking": world != "jssp",
-                "downtime": [[d["machine"], d["from"], d["to"]] for d in scenario.downtime()] if scenario else [],
-                "first": first,
-                "runs": {},
-            }
+            problems[key] = gantt_problem(
+                row.instance + (f", {row.scenario}" if row.scenario else ""),
+                problem.instance,
+                problem.scenario(0),
+                blocking=world != "jssp",
+                first=first,
+            )
             size += 9 * problem.instance.num_ops
         start, end, _ = result.operations
-        run: dict[str, Any] = {
-            "makespan": row.value,
-            "gap": row.gap_pct,
-            "against": row.reference_kind,
-            "start": start,
-        }
-        if problem.has_shutdowns:
-            run["end"] = end
-        problems[key]["runs"][row.policy] = run
+        problems[key]["runs"][row.policy] = gantt_run(
+            row.value, row.gap_pct, row.reference_kind, start, end if problem.has_shutdowns else None
+        )
         size += (10 if problem.has_shutdowns else 5) * problem.instance.num_ops
     return list(problems.values())
 
@@ -443,7 +388,3 @@ def _notes(head: Mapping[str, Any]) -> str:
         '<p class="soft">Every number comes from <code>results.json</code> and <code>summary.json</code> beside '
         "this page; docs/formats.md describes them.</p></section>"
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

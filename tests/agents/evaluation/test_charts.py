@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
 
-from dispatchgym.agents.evaluation.charts import Box, Curve, Point, anytime_chart, box_plot, mean_steps, nice_ticks
+from dispatchgym.agents.evaluation.charts import (
+    Box,
+    Curve,
+    Line,
+    Point,
+    anytime_chart,
+    box_plot,
+    line_chart,
+    mean_steps,
+    nice_ticks,
+    short,
+)
 
 
 @pytest.mark.parametrize(
@@ -67,3 +79,45 @@ def test_the_anytime_chart_shows_solvers_bounds_and_rules() -> None:
 def test_the_anytime_chart_of_one_instant_solver_is_drawn() -> None:
     ElementTree.fromstring(anytime_chart([Curve("cp-sat@5d", "solver", [(0.0, 0.0)], [(0.0, 0.0)])], []))
     ElementTree.fromstring(anytime_chart([Curve("cp-sat@5d", "solver", [], [(0.5, -10.0)])], []))
+
+
+def ends(path: str | None) -> list[tuple[float, float]]:
+    """The corners of a path of straight lines."""
+    assert path
+    return [(float(x), float(y)) for x, y in (corner.split() for corner in path.removeprefix("M").split("L"))]
+
+
+def test_a_line_goes_through_its_values_and_a_mark_across_the_chart() -> None:
+    lines = [Line("greedy", "learned", [(0, 20.0), (10, 10.0), (20, 0.0)]), Line("lrpt", "rule", [(0, 20.0)])]
+    svg = ElementTree.fromstring(line_chart(lines, "%"))
+    heights = {text.text: float(text.get("y", "")) - 4 for text in svg.iterfind(".//text[@class='tick']")}
+    line, mark = (ends(path.get("d")) for path in svg.iterfind(".//path"))
+    assert [y for _, y in line] == pytest.approx([heights["20%"], heights["10%"], heights["0%"]], abs=0.2)
+    assert (mark[0][0], mark[-1][0]) == (line[0][0], line[-1][0])
+    assert mark[0][1] == mark[-1][1] == line[0][1]
+
+
+def test_names_of_lines_that_end_together_are_pushed_apart() -> None:
+    lines = [Line(str(k), "rule", [(0, 1.0), (5, 2.0 + k / 1000)]) for k in range(5)]
+    svg = ElementTree.fromstring(line_chart(lines))
+    names = sorted(float(text.get("y", "")) for text in svg.iterfind(".//text[@class='label']"))
+    assert len(names) == 5
+    assert min(b - a for a, b in pairwise(names)) >= 11.9
+
+
+def test_long_lines_are_thinned_to_means_and_values_that_are_no_numbers_left_out() -> None:
+    points = [(float(k), float(k % 2)) for k in range(1000)]
+    svg = ElementTree.fromstring(line_chart([Line("a", "rule", [*points, (1000.0, float("nan"))])], most=100))
+    (path,) = svg.iterfind(".//path")
+    assert len(ends(path.get("d"))) == 100
+    assert len({y for _, y in ends(path.get("d"))}) == 1  # the mean of five zeros and five ones, everywhere
+    assert line_chart([Line("none", "rule", [(0.0, float("inf"))])]) == ""
+    assert line_chart([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [(0, "0"), (12, "12"), (1500, "1500"), (12000, "12k"), (2.5e6, "2.5M"), (3e9, "3G"), (-0.00025, "-2.5e-4")],
+)
+def test_tick_names_are_short(value: float, name: str) -> None:
+    assert short(value) == name
