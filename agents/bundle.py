@@ -26,12 +26,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import dispatchgym
+from dispatchgym.agents.architecture import PolicyConfig
 from dispatchgym.agents.graph_tensors import GraphTensors
-from dispatchgym.agents.policy import GraphNetwork, PolicyConfig
+from dispatchgym.agents.plain_values import build as build_config
+from dispatchgym.agents.plain_values import to_mapping
+from dispatchgym.agents.policy import GraphNetwork
 from dispatchgym.agents.shop_runs import ShopRuns
 from dispatchgym.agents.training.checkpoint import replace_folder
-from dispatchgym.agents.training.config import build as build_config
-from dispatchgym.agents.training.config import to_mapping
 from dispatchgym.envs.api import DispatchGymError, GraphSpec
 from dispatchgym.envs.jobshop.batch import ShopConfig
 from dispatchgym.envs.jobshop.generate import random_instance
