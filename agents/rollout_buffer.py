@@ -39,11 +39,13 @@ class RaggedRolloutBuffer(RolloutBuffer):
     Args:
         spec: the graphs that will come.
         advantage: "group": the return of the episode, standardised over the consecutive `group` environments that
-            play the same instance, the same for all its decisions; "gae": generalised advantage estimation.
+            play the same instance, the same for all its decisions; "gae": generalised advantage estimation,
+            standardised over all decisions of the rollout when they are used.
         group: environments that share an instance.
         leader: with "group", what the best episode of its group gets on top: training for the best of many.
         minibatch: most decisions of a minibatch.
         node_budget: most nodes of a minibatch, so that memory does not grow with the size of the shops.
+        share: of the decisions, how many an epoch uses: a new draw without replacement each time.
         Other arguments: as in Stable-Baselines3.
     """
 
@@ -63,17 +65,21 @@ class RaggedRolloutBuffer(RolloutBuffer):
         leader: float = 0.0,
         minibatch: int = 32_768,
         node_budget: int = 1_000_000,
+        share: float = 1.0,
     ) -> None:
         if n_envs % group or (advantage == "group" and group < 2):
             raise UsageError(
                 f"{n_envs} environments in groups of {group}: relative advantages need groups of 2 or more"
             )
+        if not 0.0 < share <= 1.0:
+            raise UsageError(f"share is {share}; an epoch uses more than 0 and at most 1 of the decisions")
         self.spec = spec
         self.advantage = advantage
         self.group = group
         self.leader = leader
         self.minibatch = minibatch
         self.node_budget = node_budget
+        self.share = share
         # The base class wants an array per observation; ours are graphs, so it gets the smallest array there is.
         super().__init__(buffer_size, spaces.Box(0, 1, (1,)), action_space, device, gae_lambda, gamma, n_envs)
 
@@ -125,7 +131,7 @@ class RaggedRolloutBuffer(RolloutBuffer):
         return sum(len(env) for env in self._env)
 
     def get(self, batch_size: int | None = None) -> Generator[Minibatch, None, None]:  # type: ignore[override]
-        """Every decision once, in random order, in minibatches of equal numbers of nodes.
+        """One epoch: the decisions, or `share` of them, once each in random order, in minibatches of equal nodes.
 
         Args:
             batch_size: most decisions of a minibatch, where that is less than the buffer's own `minibatch`.
@@ -133,7 +139,7 @@ class RaggedRolloutBuffer(RolloutBuffer):
         assert self.full
         everything = self._everything()
         nodes = everything.observations.nodes_per_graph()
-        order = torch.randperm(len(nodes), device=nodes.device)
+        order = torch.randperm(len(nodes), device=nodes.device)[: max(round(self.share * len(nodes)), 1)]
         most = min(batch_size or self.minibatch, self.minibatch)
         for index in torch.split(order, minibatch_sizes(nodes[order], most, self.node_budget)):
             yield Minibatch(
@@ -141,15 +147,24 @@ class RaggedRolloutBuffer(RolloutBuffer):
             )
 
     def _everything(self) -> Minibatch:
-        """All decisions as one batch, joined when first asked for."""
+        """All decisions as one batch, joined when first asked for.
+
+        From then on `values` and `returns` hold decisions only, shape (D,): PPO computes the explained variance
+        from them after its epochs, and cells after an episode's end, all 0, would pass for well explained.
+        """
         if self._decisions is None:
             cell = torch.cat(self._env).cpu().numpy()
             columns = (self.actions, self.values, self.log_probs, self.advantages, self.returns)
+            actions, values, log_probs, advantages, returns = (column.reshape(-1)[cell] for column in columns)
+            if self.advantage == "gae":
+                advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+            numbers = (actions, values, log_probs, advantages, returns)
             self._decisions = Minibatch(
                 concatenate(self.spec, self._graphs),
-                *(torch.as_tensor(column.reshape(-1)[cell], device=self.device) for column in columns),
+                *(torch.as_tensor(column, device=self.device) for column in numbers),
             )
             self._graphs = []
+            self.values, self.returns = values, returns
         return self._decisions
 
 

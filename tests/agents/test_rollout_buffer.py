@@ -20,7 +20,15 @@ from dispatchgym.envs.jobshop.schedule import Variant
 from tests.agents.helpers import network, tiny_config, vec_env
 
 
-def ppo(variant: Variant = "jssp", graph: GraphName = "jobs", *, advantage: str = "group", lanes: int = 1) -> PPO:
+def ppo(
+    variant: Variant = "jssp",
+    graph: GraphName = "jobs",
+    *,
+    advantage: str = "group",
+    lanes: int = 1,
+    share: float = 1.0,
+    epochs: int = 2,
+) -> PPO:
     env = vec_env(variant, graph, lanes=lanes)
     spec = env.runs.spec
     model = PPO(
@@ -28,11 +36,18 @@ def ppo(variant: Variant = "jssp", graph: GraphName = "jobs", *, advantage: str 
         env,
         n_steps=env.length,
         batch_size=env.num_envs * env.length,
-        n_epochs=2,
+        n_epochs=epochs,
         vf_coef=0.5 if advantage == "gae" else 0.0,
         normalize_advantage=False,
         rollout_buffer_class=RaggedRolloutBuffer,
-        rollout_buffer_kwargs={"spec": spec, "group": 4, "advantage": advantage, "node_budget": 700, "minibatch": 60},
+        rollout_buffer_kwargs={
+            "spec": spec,
+            "group": 4,
+            "advantage": advantage,
+            "node_budget": 700,
+            "minibatch": 60,
+            "share": share,
+        },
         policy_kwargs={"spec": spec, "config": tiny_config(graph)},
         seed=0,
         device="cpu",
@@ -108,6 +123,98 @@ def test_gae_with_lambda_one_is_return_to_go_minus_value() -> None:
     np.testing.assert_allclose(
         buffer.advantages.reshape(-1)[cell], (to_go - buffer.values).reshape(-1)[cell], rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("variant", ["jssp", "bws"])
+def test_gae_of_ragged_episodes_is_that_of_each_episode_by_itself(variant: Variant) -> None:
+    model = ppo(variant, advantage="gae")
+    gamma = model.rollout_buffer.gamma = 0.95
+    lam = model.rollout_buffer.gae_lambda = 0.8
+    filled(model)
+    _, callback = model._setup_learn(10**9, reset_num_timesteps=False)  # a second rollout, right after the first
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    buffer = model.rollout_buffer
+    decided = np.zeros(buffer.rewards.size, bool)
+    decided[torch.cat(buffer._env).numpy()] = True
+    decided = decided.reshape(buffer.rewards.shape)
+    lengths = decided.sum(axis=0)
+    assert len(set(lengths)) > 1
+    assert (lengths < len(decided)).any()
+    for i, length in enumerate(lengths):
+        assert decided[:length, i].all()  # a decision every step until the end, and none after it
+        expected = np.zeros(length)
+        ahead = value_ahead = 0.0
+        for t in range(length - 1, -1, -1):
+            value = float(buffer.values[t, i])
+            surprise = float(buffer.rewards[t, i]) + gamma * value_ahead - value
+            expected[t] = ahead = surprise + gamma * lam * ahead
+            value_ahead = value
+        assert np.ptp(expected) > 0
+        np.testing.assert_allclose(buffer.advantages[:length, i], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            buffer.returns[:length, i], expected + buffer.values[:length, i], rtol=1e-4, atol=1e-5
+        )
+        assert not buffer.rewards[length:, i].any()
+        assert not buffer.values[length:, i].any()
+
+
+def test_gae_advantages_are_standardised_over_the_decisions_of_the_rollout() -> None:
+    buffer = filled(ppo(advantage="gae"))
+    cell = torch.cat(buffer._env).numpy()
+    raw = np.sort(buffer.advantages.reshape(-1)[cell])
+    used = torch.cat([part.advantages for part in buffer.get()]).sort().values.numpy()
+    np.testing.assert_allclose(used, (raw - raw.mean()) / raw.std(), rtol=1e-4, atol=1e-5)
+
+
+def test_explained_variance_counts_decisions_only() -> None:
+    model = ppo(advantage="gae", epochs=1)
+    model.set_logger(Logger(None, []))
+    buffer = filled(model)
+    cell = torch.cat(buffer._env).numpy()
+    value, target = (column.reshape(-1)[cell].copy() for column in (buffer.values, buffer.returns))
+    everywhere = 1 - np.var(buffer.returns - buffer.values) / np.var(buffer.returns)
+    model.train()
+    found = model.logger.name_to_value["train/explained_variance"]
+    assert found == pytest.approx(1 - np.var(target - value) / np.var(target), rel=1e-5)
+    assert found != pytest.approx(everywhere, rel=1e-3)
+
+
+def test_a_critic_learns_the_returns_of_a_rollout() -> None:
+    model = ppo(advantage="gae", epochs=30)
+    model.set_logger(Logger(None, []))
+    model.lr_schedule = lambda _: 1e-2
+    buffer = filled(model)
+    assert _explained(model, buffer) < 0.2
+    model.train()
+    assert _explained(model, buffer) > 0.6
+
+
+def _explained(model: PPO, buffer: RaggedRolloutBuffer) -> float:
+    """Share of the variance of the returns that the critic explains now."""
+    with torch.no_grad():
+        pairs = [(model.policy.evaluate_actions(p.observations, p.actions)[0], p.returns) for p in buffer.get()]
+    value, target = (torch.cat(column) for column in zip(*pairs, strict=True))
+    return 1 - float((target - value).var() / target.var())
+
+
+def test_an_epoch_uses_a_share_of_the_decisions_each_at_most_once() -> None:
+    def drawn(seed: int) -> list[list[float]]:
+        model = ppo(share=0.4)
+        buffer = filled(model)
+        buffer.log_probs[:] = np.arange(buffer.log_probs.size).reshape(buffer.log_probs.shape)  # names of the cells
+        torch.manual_seed(seed)
+        epochs = [[int(n) for part in buffer.get() for n in part.old_log_prob] for _ in range(2)]
+        stored = set(torch.cat(buffer._env).tolist())
+        for epoch in epochs:
+            assert len(epoch) == len(set(epoch)) == round(0.4 * buffer.num_decisions)
+            assert set(epoch) < stored
+        assert set(epochs[0]) != set(epochs[1])
+        return epochs
+
+    assert drawn(7) == drawn(7)
+    assert drawn(7) != drawn(8)
+    with pytest.raises(UsageError, match=r"share is 1.5"):
+        ppo(share=1.5)
 
 
 def test_groups_need_company() -> None:
