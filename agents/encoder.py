@@ -2,43 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch_geometric.nn.aggr import MeanAggregation
 
+from dispatchgym.agents.architecture import EncoderConfig, checked_path
 from dispatchgym.agents.graph_tensors import GraphTensors, owner
-from dispatchgym.envs.api import GraphSpec, UsageError
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderConfig:
-    """Sizes and parts of the network.
-
-    Args:
-        width: features of a node inside.
-        layers: rounds of message passing.
-        heads: attention heads; half of them see only a candidate's rivals.
-        hubs: exchange messages along the typed links (job and machine) in every round.
-        rivals: links to follow from a candidate's node to what it competes for, such as ("next",) in the
-            `jobs` graph; candidates that end at the same node are rivals. Empty: all heads see all.
-        message_passing: false is the ablation: every node by itself, beside the context node.
-    """
-
-    width: int = 96
-    layers: int = 3
-    heads: int = 4
-    hubs: bool = True
-    rivals: tuple[str, ...] = ("next",)
-    message_passing: bool = True
-
-    def __post_init__(self) -> None:
-        if self.width < 1 or self.layers < 1 or self.heads < 1:
-            raise UsageError(f"width {self.width}, layers {self.layers}, heads {self.heads}: all must be at least 1")
-        if self.width % self.heads:
-            raise UsageError(f"width {self.width} cannot be split into {self.heads} heads; make it a multiple")
+from dispatchgym.envs.api import GraphSpec
 
 
 class Blocks:
@@ -159,7 +130,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.config = config
-        self.rivals = _checked_path(spec, config.rivals)
+        self.rivals = checked_path(spec, config.rivals)
         width = config.width
         layers = config.layers if config.message_passing else 0
         with_hubs = layers if config.hubs and spec.links else 0
@@ -216,16 +187,3 @@ class Encoder(nn.Module):
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
-
-
-def _checked_path(spec: GraphSpec, path: tuple[str, ...]) -> tuple[str, ...]:
-    at = spec.candidate
-    for name in path:
-        found = {link.name: link.target for link in spec.links_of(at)}
-        if name not in found:
-            raise UsageError(
-                f"rivals {path}: no link {name!r} leaves {at!r} in graph {spec.graph!r}; "
-                f"there are: {', '.join(found) or 'none'}"
-            )
-        at = found[name]
-    return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,53 +13,10 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dispatchgym.agents.encoder import Encoder, EncoderConfig
+from dispatchgym.agents.architecture import CLOSED, NEVER, STARTING_RULES, PolicyConfig, column_of
+from dispatchgym.agents.encoder import Encoder
 from dispatchgym.agents.graph_tensors import GraphTensors, owner
 from dispatchgym.envs.api import GraphSpec, UsageError
-from dispatchgym.envs.registry import unknown_name
-
-STARTING_RULES: Mapping[str, tuple[str, int]] = {
-    "lrpt": ("work_after", 1),
-    "mwkr": ("work_left", 1),
-    "lwkr": ("work_left", -1),
-    "mor": ("ops_left", 1),
-    "lor": ("ops_left", -1),
-    "spt": ("duration_0", -1),
-    "lpt": ("duration_0", 1),
-}
-"""Rule -> the column of the candidate's node that is its score, and the score's sign."""
-
-_CLOSED = 100.0  # what the cap takes off a logit: exp(-100) is no probability at all
-
-_NEVER = -1e9  # logit of padding: exp() is exactly 0, and 0 x -1e9 is no NaN
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyConfig:
-    """What the logits are made of.
-
-    Args:
-        encoder: the network.
-        rule: the rule that the policy is before any training, a name in STARTING_RULES; None for none.
-        rule_scale: initial weight of the rule's standardised score; learned from there.
-        cap: of the jobs in the shop, as a share of the machines; as with a rule's cap, at it a job that is outside
-            stays there as long as there is another choice. None for no cap.
-        wait: initial logit of WAIT beside the best candidate; negative, so that at first the greedy policy never waits.
-    """
-
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    rule: str | None = "lrpt"
-    rule_scale: float = 3.0
-    cap: float | None = None
-    wait: float = -3.0
-
-    def __post_init__(self) -> None:
-        if self.rule is not None and self.rule not in STARTING_RULES:
-            raise unknown_name("starting rule", self.rule, STARTING_RULES)
-        if self.cap is not None and not self.cap > 0:
-            raise UsageError(f"cap is {self.cap}; it is a share of the machines and must be above 0")
-        if self.wait >= 0:
-            raise UsageError(f"wait is {self.wait}; it must be negative, or the policy would not start as its rule")
 
 
 class Choices(NamedTuple):
@@ -108,9 +64,9 @@ class GraphNetwork(nn.Module):
                 raise UsageError(f"rule {config.rule!r} needs column {column!r}, which graph {spec.graph!r} has not")
             self.rule_column = names.index(column)
         if config.cap is not None:
-            self.inside = _column(spec, spec.candidate, "in_shop")
-            self.crowd = _column(spec, spec.context, "in_shop")
-            self.log_machines = _column(spec, spec.context, "log_machines")
+            self.inside = column_of(spec, spec.candidate, "in_shop")
+            self.crowd = column_of(spec, spec.context, "in_shop")
+            self.log_machines = column_of(spec, spec.context, "log_machines")
 
     def forward(self, graphs: GraphTensors) -> Choices:
         nodes, context = self.encoder(graphs)
@@ -138,10 +94,10 @@ class GraphNetwork(nn.Module):
             has_inside = is_wait.new_zeros(shape[0] * size).index_copy(0, slot, ~is_wait & ~outside)
             has_inside = has_inside.view(shape).any(1, keepdim=True)
             has_wait = wait_slot.any(1, keepdim=True)
-            logit = logit - _CLOSED * (outside & (has_inside | has_wait).squeeze(1).index_select(0, graph))
-            wait = wait + _CLOSED * (has_wait & ~has_inside)
-        logits = logit.new_full((shape[0] * size,), _NEVER)
-        logits = logits.index_copy(0, slot, torch.where(is_wait, _NEVER, logit)).view(shape)
+            logit = logit - CLOSED * (outside & (has_inside | has_wait).squeeze(1).index_select(0, graph))
+            wait = wait + CLOSED * (has_wait & ~has_inside)
+        logits = logit.new_full((shape[0] * size,), NEVER)
+        logits = logits.index_copy(0, slot, torch.where(is_wait, NEVER, logit)).view(shape)
         best = logits.max(dim=1, keepdim=True).values
         logits = torch.where(wait_slot, best + wait, logits)
         return Choices(logits, self.value(context).squeeze(-1))
@@ -155,14 +111,6 @@ class GraphNetwork(nn.Module):
         is_full = (context[:, self.crowd] * machines).round() >= limit
         is_new = graphs.x[self.spec.candidate][:, self.inside].index_select(0, row) < 0.5
         return is_new & is_full.index_select(0, graph)
-
-
-def _column(spec: GraphSpec, node: str, name: str) -> int:
-    """Position of a feature; a cap can only count what the graph shows."""
-    names = [f.name for f in spec.node(node).features]
-    if name not in names:
-        raise UsageError(f"a cap needs column {name!r} of {node!r}, which graph {spec.graph!r} has not")
-    return names.index(name)
 
 
 class GraphActorCriticPolicy(BasePolicy):

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dispatchgym.agents.forced_moves import step_to_choice
 from dispatchgym.envs.compiled import compiled
 from dispatchgym.envs.jobshop import graph as graphs
 from dispatchgym.envs.jobshop.batch import GraphName, ShopBatch, ShopConfig
@@ -19,35 +20,13 @@ from dispatchgym.envs.jobshop.instance import Instance
 from dispatchgym.envs.jobshop.kernel import is_over, step
 from dispatchgym.envs.jobshop.scenario import Scenario
 from dispatchgym.envs.jobshop.schedule import Schedule
-from dispatchgym.envs.jobshop.state import F64, I64, Capacity, Mode, Problem, Shop
+from dispatchgym.envs.jobshop.state import F64, Capacity, Mode, Problem, Shop
 from dispatchgym.solvers.jobshop.rules import choose, rule_code
 
 T = TypeVar("T")
 
 ROW_KINDS = ("op", "job", "machine", "candidate")
 """What the rows of the kernels' offset array count."""
-
-
-@compiled
-def _step_to_choice(problem: Problem, shop: Shop, mode: Mode, actions: I64, reward: F64) -> None:
-    """Carry out an action in every environment (-1: none), then every move that is the only one."""
-    wait = shop.mask.shape[1] - 1
-    for i in range(len(actions)):
-        reward[i] = 0.0
-        if actions[i] >= 0 and not is_over(shop, i):
-            reward[i] = step(problem, shop, mode, i, actions[i])
-        while not is_over(shop, i):
-            legal = 0
-            only = -1
-            for action in range(wait + 1):
-                if shop.mask[i, action] == 1:
-                    legal += 1
-                    only = action
-                    if legal > 1:
-                        break
-            if legal != 1:
-                break
-            reward[i] += step(problem, shop, mode, i, only)
 
 
 @compiled
@@ -181,7 +160,7 @@ class ShopRuns:
             batch.reset()
             bound = batch.shop.bound.copy()
             none = np.full(batch.num_envs, -1, np.int64)
-            _step_to_choice(batch.problem, batch.shop, batch.mode, none, np.empty(batch.num_envs))
+            step_to_choice(batch.problem, batch.shop, batch.mode, none, np.empty(batch.num_envs))
             return bound
 
         return np.concatenate(self._in_all_lanes(begin))
@@ -200,7 +179,7 @@ class ShopRuns:
         def move(lane: int, batch: ShopBatch) -> npt.NDArray[np.float64]:
             reward = np.empty(batch.num_envs)
             mine = actions[lane * self._in_lane : (lane + 1) * self._in_lane]
-            _step_to_choice(batch.problem, batch.shop, batch.mode, mine, reward)
+            step_to_choice(batch.problem, batch.shop, batch.mode, mine, reward)
             return reward
 
         return np.concatenate(self._in_all_lanes(move))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +9,8 @@ from typing import Any, Literal
 
 import yaml
 
-from dispatchgym.agents.policy import PolicyConfig
+from dispatchgym.agents.architecture import PolicyConfig
+from dispatchgym.agents.plain_values import build, to_mapping
 from dispatchgym.agents.rollout_buffer import Advantage
 from dispatchgym.agents.schedules import SHAPES
 from dispatchgym.agents.shop_vec_env import InstanceSource, RolloutConfig
@@ -31,7 +29,9 @@ class PPOConfig:
         learning_rate: highest rate of AdamW.
         schedule: its course, a name in `agents.schedules.SHAPES`.
         warm_up: share of the training until the highest rate is reached.
-        epochs: times every decision is used.
+        epochs: passes over the decisions.
+        share: of the decisions, how many each pass uses, drawn anew without replacement: the decisions of an episode
+            say much the same, and time of an update goes with their number.
         minibatch: most decisions of a gradient step.
         node_budget: most graph nodes of a gradient step: bounds the memory whatever the shops' sizes.
         clip: of the probability ratio.
@@ -48,6 +48,7 @@ class PPOConfig:
     schedule: str = "linear"
     warm_up: float = 0.0
     epochs: int = 2
+    share: float = 1.0
     minibatch: int = 32_768
     node_budget: int = 1_500_000
     clip: float = 0.2
@@ -66,6 +67,8 @@ class PPOConfig:
         for name in ("learning_rate", "clip", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"ppo.{name} is {getattr(self, name)}; it must be above 0")
+        if not 0.0 < self.share <= 1.0:
+            raise UsageError(f"ppo.share is {self.share}; it must be above 0 and at most 1")
         for name in ("epochs", "minibatch", "node_budget"):
             if getattr(self, name) < 1:
                 raise UsageError(f"ppo.{name} is {getattr(self, name)}; it must be at least 1")
@@ -173,11 +176,6 @@ def from_mapping(document: Mapping[str, Any]) -> TrainConfig:
     return config
 
 
-def to_mapping(config: Any) -> dict[str, Any]:
-    """Nested plain values: what YAML and JSON can hold."""
-    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
-
-
 def dump(config: TrainConfig) -> str:
     """YAML of every value, defaults included."""
     document = {"schema": SCHEMA, **to_mapping(config)}
@@ -195,12 +193,6 @@ def describe(document: Mapping[str, Any] | None = None, prefix: str = "") -> lis
     return lines
 
 
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return to_mapping(value)
-    return [_plain(v) for v in value] if isinstance(value, tuple) else value
-
-
 def _parsed(override: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
@@ -215,53 +207,3 @@ def _put(document: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(document, dict):
             raise UsageError(f"override {key!r}: {name!r} is a value, not a group of keys")
     document[last] = value
-
-
-def build(kind: Any, value: Any, where: str) -> Any:
-    """A dataclass of nested plain values; `where` is what errors call it.
-
-    Raises:
-        UsageError: a value of the wrong kind; UnknownNameError: a key that does not exist.
-    """
-    if not isinstance(value, Mapping):
-        raise UsageError(f"{where or 'the configuration'} is {value!r:.80}; it must be a mapping of keys")
-    hints = typing.get_type_hints(kind)
-    known = {f.name for f in dataclasses.fields(kind)}
-    for name in value:
-        if name not in known:
-            raise unknown_name("key", f"{where}.{name}" if where else str(name), _dotted(where, known))
-    return kind(**{n: _convert(hints[n], v, f"{where}.{n}" if where else n) for n, v in value.items()})
-
-
-def _dotted(where: str, names: set[str]) -> list[str]:
-    return [f"{where}.{name}" if where else name for name in names]
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """`value` as `hint` asks, or a one-line error that names the key."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, where)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, where)
-    if origin is Literal:
-        if value not in arguments:
-            raise UsageError(f"{where} is {value!r}; it must be one of {', '.join(map(str, arguments))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise UsageError(f"{where} is {value!r}; it must be a list")
-        inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        if len(inner) != len(value):
-            raise UsageError(f"{where} is {value!r}; it must be a list of {len(inner)}")
-        return tuple(_convert(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True)))
-    if hint is float and type(value) in (int, float, str):
-        try:
-            return float(value)  # YAML 1.1 reads 4e-4 as text
-        except ValueError:
-            pass
-    elif type(value) is hint:
-        return value
-    raise UsageError(f"{where} is {value!r}; it must be {hint.__name__}")

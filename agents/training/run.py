@@ -20,6 +20,7 @@ from stable_baselines3.common.logger import Logger
 
 from dispatchgym.agents.evaluation.files import atomic_write
 from dispatchgym.agents.graph_tensors import GraphTensors
+from dispatchgym.agents.plain_values import to_mapping
 from dispatchgym.agents.policy import GraphActorCriticPolicy, GraphNetwork
 from dispatchgym.agents.rollout_buffer import RaggedRolloutBuffer
 from dispatchgym.agents.schedules import Schedule
@@ -33,7 +34,7 @@ from dispatchgym.agents.training.checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
-from dispatchgym.agents.training.config import TrainConfig, dump, to_mapping
+from dispatchgym.agents.training.config import TrainConfig, dump
 from dispatchgym.agents.training.validation import Validation
 from dispatchgym.envs.api import DispatchGymError
 
@@ -66,7 +67,7 @@ def build(config: TrainConfig) -> PPO:
         gamma=ppo.gamma,
         gae_lambda=ppo.gae_lambda,
         clip_range=ppo.clip,
-        normalize_advantage=ppo.advantage == "gae",
+        normalize_advantage=False,  # the buffer does, over the whole rollout
         ent_coef=ppo.entropy,
         vf_coef=ppo.value,
         max_grad_norm=ppo.max_grad_norm,
@@ -78,6 +79,7 @@ def build(config: TrainConfig) -> PPO:
             "leader": ppo.leader,
             "minibatch": ppo.minibatch,
             "node_budget": ppo.node_budget,
+            "share": ppo.share,
         },
         policy_kwargs={
             "spec": env.runs.spec,

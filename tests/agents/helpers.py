@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dispatchgym.agents.encoder import EncoderConfig
-from dispatchgym.agents.policy import GraphActorCriticPolicy, GraphNetwork, PolicyConfig
+from dispatchgym.agents.architecture import EncoderConfig, PolicyConfig
+from dispatchgym.agents.policy import GraphActorCriticPolicy, GraphNetwork
 from dispatchgym.agents.shop_vec_env import InstanceSource, RolloutConfig, ShopVecEnv
 from dispatchgym.envs.jobshop.batch import GraphName, ShopConfig
 from dispatchgym.envs.jobshop.generate import random_instance

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from dispatchgym.agents.encoder import Blocks, EncoderConfig
+from dispatchgym.agents.architecture import STARTING_RULES, EncoderConfig, PolicyConfig
+from dispatchgym.agents.encoder import Blocks
 from dispatchgym.agents.graph_tensors import GraphTensors, concatenate, select
 from dispatchgym.agents.playing import makespans, play
-from dispatchgym.agents.policy import STARTING_RULES, GraphNetwork, PolicyConfig, pick
+from dispatchgym.agents.policy import GraphNetwork, pick
 from dispatchgym.agents.shop_runs import ShopRuns
 from dispatchgym.envs.api import UnknownNameError, UsageError
 from dispatchgym.envs.jobshop import scenario
