@@ -49,7 +49,6 @@ class PPOConfig:
     warm_up: float = 0.0
     epochs: int = 2
     share: float = 1.0
-    share: float = 1.0
     minibatch: int = 32_768
     node_budget: int = 1_500_000
     clip: float = 0.2
@@ -68,8 +67,6 @@ class PPOConfig:
         for name in ("learning_rate", "clip", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"ppo.{name} is {getattr(self, name)}; it must be above 0")
-        if not 0.0 < self.share <= 1.0:
-            raise UsageError(f"ppo.share is {self.share}; it must be above 0 and at most 1")
         if not 0.0 < self.share <= 1.0:
             raise UsageError(f"ppo.share is {self.share}; it must be above 0 and at most 1")
         for name in ("epochs", "minibatch", "node_budget"):

@@ -80,7 +80,6 @@ def build(config: TrainConfig) -> PPO:
             "minibatch": ppo.minibatch,
             "node_budget": ppo.node_budget,
             "share": ppo.share,
-            "share": ppo.share,
         },
         policy_kwargs={
             "spec": env.runs.spec,
