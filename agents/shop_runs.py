@@ -18,10 +18,11 @@ from dispatchgym.envs.jobshop import graph as graphs
 from dispatchgym.envs.jobshop.batch import GraphName, ShopBatch, ShopConfig
 from dispatchgym.envs.jobshop.instance import Instance
 from dispatchgym.envs.jobshop.kernel import is_over, step
+from dispatchgym.envs.jobshop.priority import choose
 from dispatchgym.envs.jobshop.scenario import Scenario
 from dispatchgym.envs.jobshop.schedule import Schedule
 from dispatchgym.envs.jobshop.state import F64, Capacity, Mode, Problem, Shop
-from dispatchgym.solvers.jobshop.rules import choose, rule_code
+from dispatchgym.solvers.jobshop.rules import rule_code
 
 T = TypeVar("T")
 
@@ -230,7 +231,7 @@ class ShopRuns:
             # the kernel writes context rows by environment number, all others at their offsets
             context = {self.spec.context: arrays[self.spec.context][mine]}
             out = batch.arrays({**arrays, **context}, links, indices.arrays["candidate"], action)
-            graphs.write_all(batch.problem, batch.shop, batch.mode, self.spec.graph == "ops", parts[lane], out)
+            batch.write(parts[lane], out)
 
         self._in_all_lanes(write)
         self._action, self._candidate_ptr = action, ptr["candidate"]

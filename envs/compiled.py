@@ -1,7 +1,8 @@
 """`compiled`: numba.njit with an on-disk cache that notices a change in *any* kernel file.
 
 Numba invalidates a cached function when its own file changes, but not when a function it calls
-in another file does. The cache folder is therefore named after the content of every kernel file.
+in another file does. The cache folder is therefore named after the content of every kernel file of
+the same world (job shop, packing, ...); no kernel calls one of another world.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -22,20 +24,18 @@ R = TypeVar("R")
 _MARKS = (b"@compiled", b"@inlined")
 
 
-def _cache_folder() -> str:
-    """A per-user folder for this exact set of kernels, e.g. ~/.cache/dispatchgym/numba-1f3a..."""
+@cache
+def _cache_folder(family: str) -> str:
+    """A per-user folder for exactly these kernels of one world ("": of all), as ~/.cache/dispatchgym/numba-1f3a"""
     package = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256(numba.__version__.encode())
     for folder in ("envs", "solvers"):
-        for file in sorted((package / folder).rglob("*.py")):
+        for file in sorted((package / folder / family).rglob("*.py")):
             text = file.read_bytes()
             if any(mark in text for mark in _MARKS):
                 digest.update(text)
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return str(Path(base) / "dispatchgym" / f"numba-{digest.hexdigest()[:16]}")
-
-
-_FOLDER = config.CACHE_DIR or _cache_folder()
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
@@ -45,7 +45,9 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     would cost more than the arithmetic when thirty arrays travel in one tuple. They let other Python
     threads run meanwhile.
     """
-    before, config.CACHE_DIR = config.CACHE_DIR, _FOLDER
+    *_, layer, world, _ = ("", *function.__module__.split("."))
+    family = world if layer in ("envs", "solvers") else ""
+    before, config.CACHE_DIR = config.CACHE_DIR, config.CACHE_DIR or _cache_folder(family)
     try:
         return _njit(function, cache=True, nogil=True)
     finally:

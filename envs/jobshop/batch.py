@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from dispatchgym.envs.api import GraphBatch, GraphSpec, InvalidActionError, UsageError
 from dispatchgym.envs.jobshop import graph as graphs
-from dispatchgym.envs.jobshop import kernel
+from dispatchgym.envs.jobshop import kernel, pilot
 from dispatchgym.envs.jobshop.instance import Instance
 from dispatchgym.envs.jobshop.scenario import OnInterrupt, Scenario
 from dispatchgym.envs.jobshop.schedule import Schedule, Variant
@@ -25,7 +25,7 @@ from dispatchgym.envs.jobshop.state import (
 )
 
 Builder = Literal["non-delay", "active", "hybrid"]
-GraphName = Literal["jobs", "ops"]
+GraphName = Literal["jobs", "ops", "pilot"]
 _NO_ROWS = np.empty((0, 0), np.float32)
 _NO_LINKS = np.empty(0, np.int32)
 _DELTA = {"non-delay": 0.0, "active": 1.0}
@@ -94,7 +94,7 @@ class ShopBatch:
         num_envs: N.
         capacity: the largest instance that will be loaded; memory grows with it.
         config: which shop.
-        graph: "jobs" (a node a job) or "ops" (a node a remaining operation).
+        graph: "jobs" (a node a job), "ops" (a node a remaining operation) or "pilot" (jobs, with look-ahead).
         envs_per_instance: consecutive environments that share one instance.
     """
 
@@ -125,6 +125,7 @@ class ShopBatch:
         self._shop_ptr.setflags(write=False)
         self._scratch = np.empty((3, capacity.machines), np.float32)
         self._machine_row = np.empty(capacity.machines, np.int32)
+        self._pilots = pilot.pilots_of(pilot.rules_for(config.is_blocking), capacity) if graph == "pilot" else None
 
     @classmethod
     def of(
@@ -239,9 +240,19 @@ class ShopBatch:
         candidate = np.empty(rows["candidate"], np.int32)
         action = np.empty(rows["candidate"], np.int32)
         out = self.arrays(x, link, candidate, action)
-        graphs.write_all(self.problem, self.shop, self.mode, self.spec.graph == "ops", ptr, out)
+        self.write(ptr, out)
         node_ptr = {n.name: offsets[n.name] for n in self.spec.nodes}
         return GraphBatch(x, node_ptr, link, candidate, action, offsets["candidate"])
+
+    def write(self, ptr: npt.NDArray[np.int32], out: graphs.GraphArrays) -> None:
+        """Write the graphs of all environments; `ptr`, (4, N + 1), are their first rows as `count_all` finds them."""
+        graphs.write_all(self.problem, self.shop, self.mode, self.spec.graph == "ops", ptr, out)
+        self.write_pilots(ptr, out)
+
+    def write_pilots(self, ptr: npt.NDArray[np.int32], out: graphs.GraphArrays) -> None:
+        """The columns of the look-ahead, if the graph has them."""
+        if self._pilots is not None:
+            pilot.write_pilots(self.problem, self.shop, self.mode, self._pilots, ptr[graphs.JOB], out.job, out.shop)
 
     def arrays(
         self,

@@ -43,7 +43,7 @@ class ShopEnv(gym.Env[padding.Padded, np.int64]):
         instance: an instance or its name; several, of which each reset draws one; or a generator of
             instances. `reset(options={"instance": ...})` overrides it for one episode.
         swap: blocking shop only; False forbids cyclic exchanges, and the mask moves that lead into a deadlock.
-        graph: "jobs" or "ops".
+        graph: "jobs", "ops" or "pilot".
         builder, delta: classic shop only; see ShopConfig.
         shutdown_probability, on_interrupt: interrupting shop only; see `envs.jobshop.scenario.draw`.
         capacity: room for (jobs, machines, operations); needed only for a generator whose first draw is not
@@ -167,6 +167,7 @@ class ShopEnv(gym.Env[padding.Padded, np.int64]):
         )
         if state == graphs.ILLEGAL:
             raise InvalidActionError(batch.illegal(0, action))
+        batch.write_pilots(self._ptr, self._out)
         info: dict[str, Any] = {"now": now, "bound": bound}
         if state == graphs.DONE:
             info["makespan"] = int(batch.shop.end[0].max())

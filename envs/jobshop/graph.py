@@ -12,6 +12,7 @@ import numpy as np
 
 from dispatchgym.envs.api import Feature, GraphSpec, Link, NodeType
 from dispatchgym.envs.compiled import compiled, inlined
+from dispatchgym.envs.jobshop import pilot
 from dispatchgym.envs.jobshop.kernel import is_down, known_end, step
 from dispatchgym.envs.jobshop.state import F32, I32, NEVER, Mode, Problem, Shop
 
@@ -129,7 +130,22 @@ OPS = GraphSpec(
 )
 """The complete graph: a node a remaining operation, with job and machine hubs instead of cliques."""
 
-SPECS = {"jobs": JOBS, "ops": OPS}
+PILOT = GraphSpec(
+    family="jobshop",
+    graph="pilot",
+    version=0,
+    nodes=(
+        NodeType("job", JOBS.node("job").features + pilot.JOB_COLUMNS),
+        JOBS.node("machine"),
+        NodeType("shop", JOBS.node("shop").features + pilot.SHOP_COLUMNS),
+    ),
+    links=JOBS.links,
+    candidate="job",
+    context="shop",
+)
+"""`jobs`, and what would become of the shop after each candidate; see `pilot`. Costs a few rollouts a candidate."""
+
+SPECS = {"jobs": JOBS, "ops": OPS, "pilot": PILOT}
 
 
 class GraphArrays(NamedTuple):
