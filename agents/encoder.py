@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch_geometric.nn.aggr import MeanAggregation
 
-from dispatchgym.agents.architecture import EncoderConfig, checked_path
+from dispatchgym.agents.architecture import NEVER, EncoderConfig, checked_path
 from dispatchgym.agents.graph_tensors import GraphTensors, owner
 from dispatchgym.envs.api import GraphSpec
 
@@ -18,26 +19,97 @@ class Blocks:
     Attention runs on the grid, everything else on the rows: padding costs only where it must.
     """
 
-    def __init__(self, ptr: Tensor, nodes: int) -> None:
+    def __init__(self, ptr: Tensor, nodes: int, most: int) -> None:
+        """`most`: nodes of the largest graph."""
         graphs = ptr.shape[0] - 1
-        count = ptr.diff()
         self.graphs = graphs
-        self.size = 1 + int(count.max()) if graphs else 1
+        self.size = 1 + most
         graph = owner(ptr, nodes)
-        position = torch.arange(nodes, device=ptr.device) - ptr[graph]
-        self.slot = torch.cat(
-            (torch.arange(graphs, device=ptr.device) * self.size, graph * self.size + 1 + position)
-        )  # rows: first the context nodes, then the candidate nodes
-        self.is_real = torch.arange(self.size, device=ptr.device) <= count[:, None]  # (graphs, size)
+        first = torch.arange(graphs, device=ptr.device) * self.size
+        # rows: first the context nodes, then the candidate nodes
+        inner = torch.arange(nodes, device=ptr.device) + (first + 1 - ptr[:-1]).index_select(0, graph)
+        self.slot = torch.cat((first, inner))
+        self.is_real = torch.arange(self.size, device=ptr.device) <= ptr.diff()[:, None]  # (graphs, size)
 
     def to_grid(self, rows: Tensor, fill: float = 0.0) -> Tensor:
         """Rows (R, ...) -> grid (graphs, size, ...)."""
-        grid = rows.new_full((self.graphs * self.size, *rows.shape[1:]), fill)
-        return grid.index_copy(0, self.slot, rows).view(self.graphs, self.size, *rows.shape[1:])
+        cells = self.graphs * self.size
+        if rows.requires_grad and fill == 0.0:
+            grid: Tensor = _Spread.apply(rows, self.slot, cells)  # type: ignore[no-untyped-call]
+        else:
+            grid = rows.new_full((cells, *rows.shape[1:]), fill).index_copy(0, self.slot, rows)
+        return grid.view(self.graphs, self.size, *rows.shape[1:])
 
     def to_rows(self, grid: Tensor) -> Tensor:
         """The inverse."""
-        return grid.reshape(self.graphs * self.size, *grid.shape[2:]).index_select(0, self.slot)
+        flat = grid.reshape(self.graphs * self.size, *grid.shape[2:])
+        if flat.requires_grad:
+            rows: Tensor = _Collect.apply(flat, self.slot)  # type: ignore[no-untyped-call]
+            return rows
+        return flat.index_select(0, self.slot)
+
+
+def _spread(rows: Tensor, slot: Tensor, cells: int) -> Tensor:
+    return rows.new_zeros(cells, *rows.shape[1:]).index_copy_(0, slot, rows)
+
+
+class _Spread(torch.autograd.Function):
+    """Rows to slots of their own, zeros elsewhere; no copy of the zeros, and the way back is a look-up."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, slot: Tensor, cells: int) -> Tensor:
+        ctx.save_for_backward(slot)
+        return _spread(rows, slot, cells)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (slot,) = ctx.saved_tensors
+        return grad.index_select(0, slot), None, None
+
+
+class _Collect(torch.autograd.Function):
+    """The inverse. No slot is asked for twice, so nothing has to be added up on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, cells: Tensor, slot: Tensor) -> Tensor:
+        ctx.save_for_backward(slot)
+        ctx.cells = cells.shape[0]
+        return cells.index_select(0, slot)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (slot,) = ctx.saved_tensors
+        return _spread(grad, slot, ctx.cells), None
+
+
+class RowNorm(nn.LayerNorm):
+    """Layer normalisation that stays in the type of an autocast, where PyTorch's would go back to float32.
+
+    Mean and variance are accumulated in float32 either way.
+    """
+
+    def forward(self, rows: Tensor) -> Tensor:
+        kind = rows.device.type
+        if not torch.is_autocast_enabled(kind):
+            return super().forward(rows)
+        dtype = torch.get_autocast_dtype(kind)
+        with torch.autocast(kind, enabled=False):
+            weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+            return functional.layer_norm(rows.to(dtype), self.normalized_shape, weight, bias, self.eps)
+
+
+class Route(NamedTuple):
+    """Links between two node types, ready for use: the same in every round of a batch.
+
+    Attributes:
+        goal: row in the targets' table of (nodes + spare) x links of each source's message, (sources x links,).
+        weight: 1 / messages of every row of that table, shape (rows, 1).
+        spare: rows for links to nowhere.
+    """
+
+    goal: Tensor
+    weight: Tensor
+    spare: int
 
 
 class HubExchange(nn.Module):
@@ -49,45 +121,52 @@ class HubExchange(nn.Module):
 
     def __init__(self, spec: GraphSpec, width: int) -> None:
         super().__init__()
-        self.spec = spec
-        self.mean = MeanAggregation()
-        pairs = sorted({(link.source, link.target) for link in spec.links})
-        self.ways = [
-            (source, target, [link.name for link in spec.links if (link.source, link.target) == (source, target)])
-            for source, target in pairs
-        ]
-        self.targets = sorted({target for _, target in pairs})
-        self.norm = nn.ModuleDict({n.name: nn.LayerNorm(width) for n in spec.nodes if n.name != spec.context})
+        self.ways = ways(spec)
+        self.targets = sorted({target for _, target, _ in self.ways})
+        self.norm = nn.ModuleDict({n.name: RowNorm(width) for n in spec.nodes if n.name != spec.context})
         self.up = nn.ModuleList(nn.Linear(len(names) * width, width, bias=False) for _, _, names in self.ways)
         self.down = nn.ModuleList(nn.Linear(width, len(names) * width, bias=False) for _, _, names in self.ways)
         self.mix = nn.ModuleDict({name: _mlp(width, width, width) for name in self.targets})
 
-    def forward(self, h: dict[str, Tensor], link: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, h: dict[str, Tensor], routes: list[Route]) -> dict[str, Tensor]:
         h = dict(h)
         normed = {name: norm(h[name]) for name, norm in self.norm.items()}
         heard = {name: normed[name] for name in self.targets}
-        goals = []
-        for (source, target, names), up in zip(self.ways, self.up, strict=True):
-            sources, targets, width = h[source].shape[0], h[target].shape[0], h[source].shape[1]
-            spare = _spare_rows(sources)
-            nowhere = targets + torch.arange(sources, device=h[source].device) % spare
-            goal = torch.stack([torch.where(link[name] < 0, nowhere, link[name]) for name in names], 1)
-            goal = goal * len(names) + torch.arange(len(names), device=goal.device)  # (sources, links)
-            message = normed[source][:, None].expand(-1, len(names), -1).reshape(-1, width)
-            rows = (targets + spare) * len(names)
-            mean = self.mean(message, goal.view(-1), dim_size=rows, dim=0).view(-1, len(names) * width)[:targets]
+        for (source, target, names), up, route in zip(self.ways, self.up, routes, strict=True):
+            width = h[source].shape[1]
+            message = normed[source].float()[:, None].expand(-1, len(names), -1).reshape(-1, width)
+            total = message.new_zeros(route.weight.shape[0], width).index_add(0, route.goal, message)
+            mean = (total * route.weight).view(-1, len(names) * width)[: h[target].shape[0]]
             heard[target] = heard[target] + up(mean)
-            goals.append((goal, spare))
         for name in self.targets:
             h[name] = h[name] + self.mix[name](heard[name])
         told = dict(h)
-        for (source, target, names), down, (goal_rows, spare) in zip(self.ways, self.down, goals, strict=True):
+        for (source, target, names), down, route in zip(self.ways, self.down, routes, strict=True):
             width = h[source].shape[1]
-            looked_up = functional.pad(down(h[target]), (0, 0, 0, spare)).view(-1, width)
-            told[source] = told[source] + looked_up.index_select(0, goal_rows.view(-1)).view(-1, len(names), width).sum(
-                1
-            )
+            table = functional.pad(down(h[target]), (0, 0, 0, route.spare)).view(-1, width)
+            told[source] = told[source] + table.index_select(0, route.goal).view(-1, len(names), width).sum(1)
         return told
+
+
+def ways(spec: GraphSpec) -> list[tuple[str, str, list[str]]]:
+    """(source, target, links) of all pairs of node types that links connect."""
+    pairs = sorted({(link.source, link.target) for link in spec.links})
+    return [(s, t, [link.name for link in spec.links if (link.source, link.target) == (s, t)]) for s, t in pairs]
+
+
+def routes(spec: GraphSpec, graphs: GraphTensors) -> list[Route]:
+    """A `Route` for each of `ways`."""
+    found = []
+    for source, target, names in ways(spec):
+        sources, targets = graphs.x[source].shape[0], graphs.x[target].shape[0]
+        spare = _spare_rows(sources)
+        nowhere = targets + torch.arange(sources, device=graphs.candidate.device) % spare
+        goal = torch.stack([torch.where(graphs.link[name] < 0, nowhere, graphs.link[name]) for name in names], 1)
+        goal = (goal * len(names) + torch.arange(len(names), device=goal.device)).view(-1)
+        count = graphs.x[target].new_zeros((targets + spare) * len(names))
+        count = count.index_add(0, goal, count.new_ones(1).expand(goal.shape[0]))
+        found.append(Route(goal, count.clamp(min=1).reciprocal()[:, None], spare))
+    return found
 
 
 def _spare_rows(sources: int) -> int:
@@ -101,22 +180,40 @@ class BlockAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = nn.LayerNorm(width)
+        self.norm = RowNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.mix_norm = nn.LayerNorm(width)
+        self.mix_norm = RowNorm(width)
         self.mix = _mlp(width, 2 * width, width)
 
-    def forward(self, rows: Tensor, blocks: Blocks, mask: Tensor) -> Tensor:
-        """Rows (R, width); mask, bool (graphs, heads, size, size), says who sees whom."""
+    def forward(self, rows: Tensor, blocks: Blocks, bias: Tensor, asked: Tensor | None = None) -> Tensor:
+        """New states of all rows (R, width), or of those numbered `asked`; see `Encoder._bias` for `bias`."""
         width = rows.shape[1]
         grid = blocks.to_grid(self.qkv(self.norm(rows)))
         split = grid.view(blocks.graphs, blocks.size, 3, self.heads, width // self.heads)
-        q, k, v = split.permute(2, 0, 3, 1, 4)  # (graphs, heads, size, width / heads) each
-        seen = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        rows = rows + self.out(blocks.to_rows(seen.transpose(1, 2).flatten(2)))
+        q, k, v = split.permute(2, 0, 3, 1, 4)
+        seen = _attend(q, k, v, bias)
+        seen = seen.transpose(1, 2).flatten(2)
+        if asked is None:
+            rows = rows + self.out(blocks.to_rows(seen))
+        else:
+            slot = blocks.slot.index_select(0, asked)
+            rows = rows.index_select(0, asked) + self.out(seen.flatten(0, 1).index_select(0, slot))
         mixed: Tensor = rows + self.mix(self.mix_norm(rows))
         return mixed
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """softmax(q k' / sqrt(d) + bias) v, for q, k, v of shape (graphs, heads, size, d) and bias (.., size, size).
+
+    Written out: fused kernels are made for long sequences, and these are as long as a shop has jobs.
+    """
+    graphs, heads, size, d = q.shape
+    with torch.autocast(q.device.type, enabled=False):  # which would go to float32 and back around the softmax
+        flat = [part.reshape(graphs * heads, size, d) for part in (q, k, v)]
+        scores = torch.bmm(flat[0] * d**-0.5, flat[1].transpose(1, 2)).view(graphs, heads, size, size)
+        weights = (scores + bias).softmax(-1).view(graphs * heads, size, size)
+        return torch.bmm(weights, flat[2]).view(graphs, heads, size, d)
 
 
 class Encoder(nn.Module):
@@ -124,6 +221,7 @@ class Encoder(nn.Module):
 
     Inputs are standardised by `mean` and `scale` (buffers, see `GraphActorCriticPolicy.fit_scale`) and
     compressed by sign(z) log(1 + |z|), so that shops far larger than those of the training stay in range.
+    In an autocast products and what they read are of its type; states, sums of messages and results are float32.
     """
 
     def __init__(self, spec: GraphSpec, config: EncoderConfig) -> None:
@@ -145,28 +243,42 @@ class Encoder(nn.Module):
         self.final = nn.LayerNorm(width)
 
     def forward(self, graphs: GraphTensors) -> tuple[Tensor, Tensor]:
-        """States of the candidate type's nodes (nodes, width) and of the context nodes (G, width)."""
+        """States of the candidates' nodes (C, width), of the first node for WAIT, and of the contexts (G, width)."""
         spec = self.spec
-        h = {n.name: self.embed[n.name](self._standardised(n.name, graphs.x[n.name])) for n in self.seen}
-        if self.attention:
-            blocks = Blocks(graphs.ptr[spec.candidate], h[spec.candidate].shape[0])
-            mask = self._mask(graphs, blocks)
-            for i, attention in enumerate(self.attention):
-                if self.hubs:
-                    h = self.hubs[i](h, graphs.link)
-                rows = attention(torch.cat((h[spec.context], h[spec.candidate])), blocks, mask)
-                h[spec.context], h[spec.candidate] = rows[: blocks.graphs], rows[blocks.graphs :]
+        h = {n.name: self.embed[n.name](self._standardised(n.name, graphs.x[n.name])).float() for n in self.seen}
+        first = graphs.ptr[spec.candidate].index_select(0, owner(graphs.candidate_ptr, graphs.candidate.shape[0]))
+        row = torch.where(graphs.candidate < 0, first, graphs.candidate)
+        if not self.attention:
+            return self.final(h[spec.candidate].index_select(0, row)), self.final(h[spec.context])
+        ptr = graphs.ptr[spec.candidate]
+        blocks = Blocks(ptr, h[spec.candidate].shape[0], graphs.most_of(spec.candidate).nodes)
+        kind = row.device.type
+        in_autocast = torch.is_autocast_enabled(kind)
+        bias = self._bias(graphs, blocks, torch.get_autocast_dtype(kind) if in_autocast else torch.float32)
+        links = routes(spec, graphs) if self.hubs else []
+        # the last round is worked out only where somebody looks: at the context nodes and the candidates
+        contexts = torch.arange(blocks.graphs, device=row.device)
+        asked = torch.cat((contexts, blocks.graphs + row))
+        for i, attention in enumerate(self.attention):
+            if self.hubs:
+                h = self.hubs[i](h, links)
+            is_last = i == len(self.attention) - 1
+            rows = attention(torch.cat((h[spec.context], h[spec.candidate])), blocks, bias, asked if is_last else None)
+            h[spec.context], h[spec.candidate] = rows[: blocks.graphs], rows[blocks.graphs :]
         return self.final(h[spec.candidate]), self.final(h[spec.context])
 
     def _standardised(self, name: str, x: Tensor) -> Tensor:
         z = (x - self.get_buffer(f"mean_{name}")) / self.get_buffer(f"scale_{name}")
         return z.sign() * z.abs().log1p()
 
-    def _mask(self, graphs: GraphTensors, blocks: Blocks) -> Tensor:
-        """Who sees whom, bool (graphs, heads, size, size); padding sees the context, so no row is empty."""
-        everyone = blocks.is_real[:, None, :].expand(-1, blocks.size, -1)
+    def _bias(self, graphs: GraphTensors, blocks: Blocks, dtype: torch.dtype) -> Tensor:
+        """Added to the scores: 0 for who is seen, a huge negative number for the rest.
+
+        Shape (graphs, heads or 1, size or 1, size). All see the context: no row is empty.
+        """
+        hidden = torch.zeros_like(blocks.is_real, dtype=dtype).masked_fill(~blocks.is_real, NEVER)[:, None, None]
         if not self.rivals:
-            return everyone[:, None].expand(-1, self.config.heads, -1, -1)
+            return hidden
         goal = torch.arange(graphs.x[self.spec.candidate].shape[0], device=blocks.slot.device)
         for name in self.rivals:
             goal = torch.where(goal >= 0, graphs.link[name][goal], -1)
@@ -175,11 +287,12 @@ class Encoder(nn.Module):
         near = near | torch.eye(blocks.size, dtype=torch.bool, device=near.device)
         near[:, :, 0] = True
         near[:, 0] = blocks.is_real
+        narrow = torch.zeros_like(near, dtype=dtype).masked_fill(~near, NEVER)[:, None]
         half = self.config.heads // 2
         return torch.cat(
             (
-                everyone[:, None].expand(-1, self.config.heads - half, -1, -1),
-                near[:, None].expand(-1, half, -1, -1),
+                hidden.expand(-1, self.config.heads - half, blocks.size, -1),
+                narrow.expand(-1, half, -1, -1),
             ),
             1,
         )

@@ -9,8 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dispatchgym.envs.api import GraphBatch, GraphSpec
+
+
+class Most(NamedTuple):
+    """Sizes of a batch's largest graph: nodes of the candidates' type, candidates."""
+
+    nodes: int
+    candidates: int
 
 
 class GraphTensors(NamedTuple):
@@ -22,6 +30,7 @@ class GraphTensors(NamedTuple):
         link: link name -> int64 row of the target node, -1 for none, shape (nodes of the source type,).
         candidate: int64 row of the candidate's node, -1 for the context node (WAIT), shape (C,).
         candidate_ptr: int64 offsets into `candidate`, shape (G + 1,).
+        most: what the largest graph holds, where that is known on the host: a GPU need not be asked for it.
     """
 
     x: dict[str, Tensor]
@@ -29,10 +38,19 @@ class GraphTensors(NamedTuple):
     link: dict[str, Tensor]
     candidate: Tensor
     candidate_ptr: Tensor
+    most: Most | None = None
 
     @property
     def num_graphs(self) -> int:
         return self.candidate_ptr.shape[0] - 1
+
+    def most_of(self, node: str) -> Most:
+        """`most`, counted if need be; `node` is the candidates' type."""
+        if self.most is not None:
+            return self.most
+        if self.num_graphs == 0:
+            return Most(0, 0)
+        return Most(int(self.ptr[node].diff().max()), int(self.candidate_ptr.diff().max()))
 
     def nodes_per_graph(self) -> Tensor:
         """Nodes of all types together, shape (G,)."""
@@ -70,36 +88,67 @@ class GraphTensors(NamedTuple):
         )
 
 
-def ragged_rows(start: Tensor, count: Tensor, total: int) -> Tensor:
-    """start[0] .. start[0] + count[0] - 1, start[1] .. and so on, shape (total,) with total = count.sum()."""
-    begin = count.cumsum(0) - count
-    shift = torch.repeat_interleave(start - begin, count, output_size=total)
-    return torch.arange(total, device=start.device) + shift
-
-
 def owner(ptr: Tensor, rows: int) -> Tensor:
     """Graph of every row, shape (rows,)."""
     graphs = torch.arange(ptr.shape[0] - 1, device=ptr.device)
     return torch.repeat_interleave(graphs, ptr.diff(), output_size=rows)
 
 
-def select(spec: GraphSpec, graphs: GraphTensors, index: Tensor) -> GraphTensors:
-    """Graphs `index`, int64 of shape (K,), in that order."""
+class Cut(NamedTuple):
+    """Sizes of a selection of graphs, known on the host.
+
+    Attributes:
+        rows: node type -> nodes of that type.
+        candidates: candidates of all its graphs.
+        most: of its largest graphs.
+    """
+
+    rows: dict[str, int]
+    candidates: int
+    most: Most
+
+
+def cuts(spec: GraphSpec, graphs: GraphTensors, order: Tensor, sizes: Sequence[int]) -> list[Cut]:
+    """Sizes of the selections that `order`, split into `sizes`, makes; the device is asked once for all of them."""
+    counts = torch.stack([*(graphs.ptr[n.name].diff() for n in spec.nodes), graphs.candidate_ptr.diff()])[:, order]
+    part = torch.repeat_interleave(
+        torch.arange(len(sizes), device=order.device), torch.tensor(sizes, device=order.device), output_size=len(order)
+    ).expand_as(counts)
+    empty = counts.new_zeros(len(counts), len(sizes))
+    totals, largest = torch.stack((empty.scatter_add(1, part, counts), empty.scatter_reduce(1, part, counts, "amax")))
+    found = torch.stack((totals.T, largest.T), 1).tolist()
+    names = [n.name for n in spec.nodes]
+    at = names.index(spec.candidate)
+    return [
+        Cut(dict(zip(names, total, strict=False)), total[-1], Most(biggest[at], biggest[-1]))
+        for total, biggest in found
+    ]
+
+
+def select(spec: GraphSpec, graphs: GraphTensors, index: Tensor, cut: Cut | None = None) -> GraphTensors:
+    """Graphs `index`, int64 of shape (K,), in that order; `cut`, their sizes, spares asking the device."""
+    cut = cut or cuts(spec, graphs, index, [len(index)])[0]
     x, ptr, link, shift, rows = {}, {}, {}, {}, {}
     for node in spec.nodes:
         name = node.name
         start, count = graphs.ptr[name][index], graphs.ptr[name].diff()[index]
-        ptr[name] = torch.cat((count.new_zeros(1), count.cumsum(0)))
-        rows[name] = ragged_rows(start, count, int(ptr[name][-1]))
-        x[name] = graphs.x[name].index_select(0, rows[name])
+        ptr[name] = functional.pad(count.cumsum(0), (1, 0))
         shift[name] = ptr[name][:-1] - start
+        rows[name] = _rows(shift[name], count, cut.rows[name])
+        x[name] = graphs.x[name].index_select(0, rows[name])
     for edge in spec.links:
         moved = _moved(graphs.link[edge.name].index_select(0, rows[edge.source]), shift[edge.target], ptr[edge.source])
         link[edge.name] = moved
     start, count = graphs.candidate_ptr[index], graphs.candidate_ptr.diff()[index]
-    candidate_ptr = torch.cat((count.new_zeros(1), count.cumsum(0)))
-    chosen = graphs.candidate[ragged_rows(start, count, int(candidate_ptr[-1]))]
-    return GraphTensors(x, ptr, link, _moved(chosen, shift[spec.candidate], candidate_ptr), candidate_ptr)
+    candidate_ptr = functional.pad(count.cumsum(0), (1, 0))
+    chosen = graphs.candidate.index_select(0, _rows(candidate_ptr[:-1] - start, count, cut.candidates))
+    chosen = _moved(chosen, shift[spec.candidate], candidate_ptr)
+    return GraphTensors(x, ptr, link, chosen, candidate_ptr, cut.most)
+
+
+def _rows(shift: Tensor, count: Tensor, total: int) -> Tensor:
+    """Rows before the selection of every row after it; graphs of `count` rows move by `shift`. Shape (total,)."""
+    return torch.arange(total, device=count.device) - torch.repeat_interleave(shift, count, output_size=total)
 
 
 def _moved(target: Tensor, shift: Tensor, ptr: Tensor) -> Tensor:
@@ -110,26 +159,26 @@ def _moved(target: Tensor, shift: Tensor, ptr: Tensor) -> Tensor:
 
 def concatenate(spec: GraphSpec, parts: Sequence[GraphTensors]) -> GraphTensors:
     """One batch of all graphs, in order. `parts` must not be empty."""
+    device = parts[0].candidate.device
 
-    def offsets(sizes: list[int]) -> list[int]:
-        total, before = 0, []
-        for size in sizes:
-            before.append(total)
-            total += size
-        return before
+    def shifts(sizes: Sequence[int], per: Sequence[int]) -> Tensor:
+        """Rows of all parts before, once for each of a part's `per` values, shape (sum of per,)."""
+        before = torch.tensor([0, *sizes[:-1]], device=device).cumsum(0)
+        return torch.repeat_interleave(before, torch.tensor(per, device=device), output_size=sum(per))
 
-    def joined_ptr(ptrs: list[Tensor], before: list[int]) -> Tensor:
-        moved = [ptr[1:] + shift for ptr, shift in zip(ptrs, before, strict=True)]
-        return torch.cat((ptrs[0][:1], *moved))
+    def joined_ptr(ptrs: list[Tensor], sizes: list[int]) -> Tensor:
+        return functional.pad(torch.cat([ptr[1:] for ptr in ptrs]) + shifts(sizes, graphs), (1, 0))
 
-    def joined_rows(targets: list[Tensor], before: list[int]) -> Tensor:
-        return torch.cat([torch.where(t >= 0, t + by, t) for t, by in zip(targets, before, strict=True)])
+    def joined_rows(targets: list[Tensor], sizes: list[int]) -> Tensor:
+        whole = torch.cat(targets)
+        return torch.where(whole >= 0, whole + shifts(sizes, [len(t) for t in targets]), whole)
 
-    first = {n.name: offsets([p.x[n.name].shape[0] for p in parts]) for n in spec.nodes}
+    graphs = [part.num_graphs for part in parts]
+    sizes = {n.name: [p.x[n.name].shape[0] for p in parts] for n in spec.nodes}
     return GraphTensors(
         {n.name: torch.cat([p.x[n.name] for p in parts]) for n in spec.nodes},
-        {n.name: joined_ptr([p.ptr[n.name] for p in parts], first[n.name]) for n in spec.nodes},
-        {e.name: joined_rows([p.link[e.name] for p in parts], first[e.target]) for e in spec.links},
-        joined_rows([p.candidate for p in parts], first[spec.candidate]),
-        joined_ptr([p.candidate_ptr for p in parts], offsets([p.candidate.shape[0] for p in parts])),
+        {n.name: joined_ptr([p.ptr[n.name] for p in parts], sizes[n.name]) for n in spec.nodes},
+        {e.name: joined_rows([p.link[e.name] for p in parts], sizes[e.target]) for e in spec.links},
+        joined_rows([p.candidate for p in parts], sizes[spec.candidate]),
+        joined_ptr([p.candidate_ptr for p in parts], [p.candidate.shape[0] for p in parts]),
     )

@@ -69,22 +69,23 @@ class GraphNetwork(nn.Module):
             self.log_machines = column_of(spec, spec.context, "log_machines")
 
     def forward(self, graphs: GraphTensors) -> Choices:
-        nodes, context = self.encoder(graphs)
+        return self.choices(graphs, *self.encoder(graphs))
+
+    def choices(self, graphs: GraphTensors, nodes: Tensor, context: Tensor) -> Choices:
+        """What follows from the encoder's states of the candidates' nodes (C, width) and the contexts (G, width)."""
         candidates = graphs.candidate.shape[0]
         graph = owner(graphs.candidate_ptr, candidates)
         position = torch.arange(candidates, device=graph.device) - graphs.candidate_ptr[graph]
         is_wait = graphs.candidate < 0
         row = graphs.candidate.clamp(min=0)
-        hidden = functional.gelu(
-            self.score_node(nodes.index_select(0, row)) + self.score_context(context).index_select(0, graph)
-        )
+        hidden = functional.gelu(self.score_node(nodes) + self.score_context(context).index_select(0, graph))
         logit = self.score(hidden).squeeze(-1)
         if self.rule_column >= 0:
             # no mean is subtracted: a shift of all candidates changes nothing
             scale = self.encoder.get_buffer(f"scale_{self.spec.candidate}")[self.rule_column]
             priority = graphs.x[self.spec.candidate][:, self.rule_column][row]
             logit = logit + self.rule_scale * self.rule_sign / scale * priority
-        size = int(graphs.candidate_ptr.diff().max()) if graphs.num_graphs else 0
+        size = graphs.most_of(self.spec.candidate).candidates
         slot = graph * size + position
         shape = (graphs.num_graphs, size)
         wait_slot = is_wait.new_zeros(shape[0] * size).index_copy(0, slot, is_wait).view(shape)
@@ -123,6 +124,7 @@ class GraphActorCriticPolicy(BasePolicy):
     Args:
         spec: the graphs to expect.
         config: the network.
+        precision: "bf16" runs the encoder in an autocast to bfloat16; logits, values and losses stay float32.
         optimizer_class, optimizer_kwargs: as in Stable-Baselines3.
     """
 
@@ -134,6 +136,7 @@ class GraphActorCriticPolicy(BasePolicy):
         *,
         spec: GraphSpec,
         config: PolicyConfig,
+        precision: str = "float32",
         use_sde: bool = False,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -145,6 +148,7 @@ class GraphActorCriticPolicy(BasePolicy):
             raise UsageError("use_sde explores continuous actions; this policy chooses among candidates")
         self.spec = spec
         self.config = config
+        self.precision = precision
         self.network = GraphNetwork(spec, config)
         self.optimizer = self.optimizer_class(
             self.network.parameters(),
@@ -162,7 +166,7 @@ class GraphActorCriticPolicy(BasePolicy):
         )
         if active.shape[0] == 0:
             return result
-        choices = self.network(GraphTensors.from_dict(obs))
+        choices = self._choices(GraphTensors.from_dict(obs))
         action = pick(choices.logits, 0.0 if deterministic else 1.0)
         log_prob = torch.log_softmax(choices.logits, 1).gather(1, action[:, None]).squeeze(1)
         for whole, part in zip(result, (action, choices.value, log_prob), strict=True):
@@ -171,16 +175,22 @@ class GraphActorCriticPolicy(BasePolicy):
 
     def evaluate_actions(self, obs: GraphTensors, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(values, log-probabilities, entropies) of stored decisions, each of shape (decisions,)."""
-        choices = self.network(obs)
+        choices = self._choices(obs)
         log_probs = torch.log_softmax(choices.logits, 1)
         entropy = -(log_probs.exp() * log_probs).sum(1)
         return choices.value, log_probs.gather(1, actions.long().view(-1, 1)).squeeze(1), entropy
+
+    def _choices(self, graphs: GraphTensors) -> Choices:
+        kind = graphs.candidate.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"):
+            nodes, context = self.network.encoder(graphs)
+        return self.network.choices(graphs, nodes, context)
 
     def predict_values(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Values, shape (environments, 1)."""
         values = torch.zeros(obs["over"].shape[0], 1, device=obs["over"].device)
         if obs["active"].shape[0]:
-            values[obs["active"], 0] = self.network(GraphTensors.from_dict(obs)).value
+            values[obs["active"], 0] = self._choices(GraphTensors.from_dict(obs)).value
         return values
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
@@ -211,7 +221,7 @@ class GraphActorCriticPolicy(BasePolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
-        data.update(spec=self.spec, config=self.config, lr_schedule=self._dummy_schedule)
+        data.update(spec=self.spec, config=self.config, precision=self.precision, lr_schedule=self._dummy_schedule)
         return data
 
 

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
-from dispatchgym.agents.graph_tensors import GraphTensors, concatenate, select
+from dispatchgym.agents.graph_tensors import GraphTensors, concatenate, cuts, select
 from dispatchgym.envs.api import GraphSpec, UsageError
 
 Advantage = Literal["group", "gae"]
@@ -141,10 +141,11 @@ class RaggedRolloutBuffer(RolloutBuffer):
         nodes = everything.observations.nodes_per_graph()
         order = torch.randperm(len(nodes), device=nodes.device)[: max(round(self.share * len(nodes)), 1)]
         most = min(batch_size or self.minibatch, self.minibatch)
-        for index in torch.split(order, minibatch_sizes(nodes[order], most, self.node_budget)):
-            yield Minibatch(
-                select(self.spec, everything.observations, index), *(column[index] for column in everything[1:])
-            )
+        sizes = minibatch_sizes(nodes[order], most, self.node_budget)
+        parts = cuts(self.spec, everything.observations, order, sizes)
+        for index, cut in zip(torch.split(order, sizes), parts, strict=True):
+            graphs = select(self.spec, everything.observations, index, cut)
+            yield Minibatch(graphs, *(column.index_select(0, index) for column in everything[1:]))
 
     def _everything(self) -> Minibatch:
         """All decisions as one batch, joined when first asked for.

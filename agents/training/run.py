@@ -54,7 +54,7 @@ def build(config: TrainConfig) -> PPO:
     torch.set_num_threads(config.threads)
     best_device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(best_device if config.device == "auto" else config.device)
-    torch.backends.cuda.matmul.allow_tf32 = config.precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = config.precision != "float32"
     env = ShopVecEnv(config.instances, config.shop, config.rollout, graph=config.graph, seed=config.seed, device=device)
     ppo = config.ppo
     model = PPO(
@@ -84,7 +84,8 @@ def build(config: TrainConfig) -> PPO:
         policy_kwargs={
             "spec": env.runs.spec,
             "config": config.policy,
-            "optimizer_kwargs": {"weight_decay": ppo.weight_decay},
+            "precision": config.precision,
+            "optimizer_kwargs": {"weight_decay": ppo.weight_decay, "fused": device.type == "cuda"},
         },
         seed=config.seed,
         device=device,

@@ -12,7 +12,7 @@ from dispatchgym.agents.architecture import STARTING_RULES, EncoderConfig, Polic
 from dispatchgym.agents.encoder import Blocks
 from dispatchgym.agents.graph_tensors import GraphTensors, concatenate, select
 from dispatchgym.agents.playing import makespans, play
-from dispatchgym.agents.policy import GraphNetwork, pick
+from dispatchgym.agents.policy import GraphActorCriticPolicy, GraphNetwork, pick
 from dispatchgym.agents.shop_runs import ShopRuns
 from dispatchgym.envs.api import UnknownNameError, UsageError
 from dispatchgym.envs.jobshop import scenario
@@ -21,7 +21,7 @@ from dispatchgym.envs.jobshop.graph import JOBS, SPECS
 from dispatchgym.envs.jobshop.instance import Instance
 from dispatchgym.envs.jobshop.schedule import Variant, validate
 from dispatchgym.solvers.jobshop import rules
-from tests.agents.helpers import instances, network, tiny_config
+from tests.agents.helpers import instances, network, policy_of, tiny_config, vec_env
 
 
 @pytest.mark.parametrize("graph", ["jobs", "ops"])
@@ -132,6 +132,34 @@ def test_concatenating_selected_graphs_gives_the_batch_back(graph: GraphName) ->
         assert torch.equal(again.to_dict()[name], value), name
 
 
+@pytest.mark.parametrize("graph", ["jobs", "ops"])
+def test_in_bfloat16_only_the_encoder_rounds(graph: GraphName) -> None:
+    env = vec_env("bws", graph)
+    obs = env.reset()
+    net = network(graph, trained=True)
+    exact = policy_of(env, net)
+    rounded = GraphActorCriticPolicy(
+        env.observation_space, env.action_space, lambda _: 1e-3, spec=net.spec, config=net.config, precision="bf16"
+    )
+    rounded.load_state_dict(exact.state_dict())
+    graphs, choice = GraphTensors.from_dict(obs), torch.zeros(env.num_envs, dtype=torch.int64)
+    gradients = []
+    for policy in (exact, rounded):
+        policy.zero_grad()
+        value, log_prob, entropy = policy.evaluate_actions(graphs, choice)
+        assert {value.dtype, log_prob.dtype, entropy.dtype} == {torch.float32}
+        (value.sum() + log_prob.sum() + entropy.sum()).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
+    assert 0 < (log_prob - exact.evaluate_actions(graphs, choice)[1]).abs().max().item() < 0.05
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.999
+    untrained = policy_of(env, network(graph))
+    rule = GraphActorCriticPolicy(
+        env.observation_space, env.action_space, lambda _: 1e-3, spec=net.spec, config=net.config, precision="bf16"
+    )
+    rule.load_state_dict(untrained.state_dict())
+    torch.testing.assert_close(rule.evaluate_actions(graphs, choice)[1], untrained.evaluate_actions(graphs, choice)[1])
+
+
 def test_without_message_passing_other_jobs_do_not_matter() -> None:
     shops = instances(2)
     net = network(trained=True, message_passing=False)
@@ -147,8 +175,9 @@ def test_rivals_only_heads_do_not_see_other_machines() -> None:
     runs = ShopRuns.of(instances(1), ShopConfig())
     graphs = GraphTensors.from_dict(runs.observe())
     net = network(trained=True)
-    blocks_size = graphs.x["job"].shape[0] + 1
-    mask = net.encoder._mask(graphs, Blocks(graphs.ptr["job"], blocks_size - 1))[0]
+    jobs = graphs.x["job"].shape[0]
+    blocks_size = jobs + 1
+    mask = net.encoder._bias(graphs, Blocks(graphs.ptr["job"], jobs, jobs), torch.float32)[0] == 0
     machine = graphs.link["next"]
     for a in range(blocks_size - 1):
         for b in range(blocks_size - 1):

@@ -91,6 +91,16 @@ def test_minibatches_cover_every_decision_once_within_the_node_budget() -> None:
     np.testing.assert_array_equal(seen.numpy(), np.sort(stored))
 
 
+def test_minibatches_know_the_sizes_of_their_graphs() -> None:
+    parts = [part.observations for part in filled(ppo("bws", "ops")).get()]
+    assert len({part.most for part in parts}) > 1
+    for part in parts:
+        assert part.most == part._replace(most=None).most_of("job")
+        assert int(part.candidate_ptr[-1]) == len(part.candidate)
+        for name, x in part.x.items():
+            assert int(part.ptr[name][-1]) == len(x)
+
+
 def test_decisions_with_one_candidate_are_not_stored() -> None:
     for part in filled(ppo("bws")).get():
         assert int(part.observations.candidate_ptr.diff().min()) >= 2
