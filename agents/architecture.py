@@ -16,8 +16,12 @@ STARTING_RULES: Mapping[str, tuple[str, int]] = {
     "lor": ("ops_left", -1),
     "spt": ("duration_0", -1),
     "lpt": ("duration_0", 1),
+    "pilot": ("behind", -1),
 }
 """Rule -> the column of the candidate's node that is its score, and the score's sign."""
+
+WAIT_SCORES: Mapping[str, str] = {"pilot": "wait_lead"}
+"""Rule -> the column of the context that says by how much WAIT scores above the best other candidate."""
 
 CLOSED = 100.0
 """What the cap takes off a logit: exp(-100) is no probability at all."""
@@ -102,3 +106,67 @@ def column_of(spec: GraphSpec, node: str, name: str) -> int:
     if name not in names:
         raise UsageError(f"a cap needs column {name!r} of {node!r}, which graph {spec.graph!r} has not")
     return names.index(name)
+
+
+def weight_shapes(spec: GraphSpec, config: PolicyConfig, *, has_wait: bool) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every number that deciding takes: the network's state without what only training needs.
+
+    Args:
+        has_wait: whether WAIT can ever be a candidate; else the head that scores it is left out.
+    """
+    encoder = config.encoder
+    width = encoder.width
+    shapes: dict[str, tuple[int, ...]] = {"rule_scale": ()}
+
+    def linear(name: str, inputs: int, outputs: int, bias: bool = True) -> None:
+        shapes[f"{name}.weight"] = (outputs, inputs)
+        if bias:
+            shapes[f"{name}.bias"] = (outputs,)
+
+    def mlp(name: str, inputs: int, hidden: int, outputs: int) -> None:
+        linear(f"{name}.0", inputs, hidden)
+        linear(f"{name}.2", hidden, outputs)
+
+    def norm(name: str) -> None:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (width,)
+
+    for name in seen_nodes(spec, encoder):
+        features = len(spec.node(name).features)
+        shapes[f"encoder.mean_{name}"] = shapes[f"encoder.scale_{name}"] = (features,)
+        mlp(f"encoder.embed.{name}", features, width, width)
+    for i in range(encoder.layers if encoder.message_passing else 0):
+        if encoder.hubs:
+            for k, (_, target, links) in enumerate(ways_of(spec)):
+                linear(f"encoder.hubs.{i}.up.{k}", len(links) * width, width, bias=False)
+                linear(f"encoder.hubs.{i}.down.{k}", width, len(links) * width, bias=False)
+                mlp(f"encoder.hubs.{i}.mix.{target}", width, width, width)
+            for node in spec.nodes if spec.links else ():
+                if node.name != spec.context:
+                    norm(f"encoder.hubs.{i}.norm.{node.name}")
+        norm(f"encoder.attention.{i}.norm")
+        linear(f"encoder.attention.{i}.qkv", width, 3 * width)
+        linear(f"encoder.attention.{i}.out", width, width)
+        norm(f"encoder.attention.{i}.mix_norm")
+        mlp(f"encoder.attention.{i}.mix", width, 2 * width, width)
+    norm("encoder.final")
+    linear("score_node", width, width)
+    linear("score_context", width, width, bias=False)
+    linear("score", width, 1, bias=False)
+    if has_wait:
+        mlp("wait", width, width, 1)
+    return shapes
+
+
+def seen_nodes(spec: GraphSpec, encoder: EncoderConfig) -> list[str]:
+    """Node types that a network looks at: without hubs only what is scored, and the context."""
+    hubs = encoder.message_passing and encoder.hubs and bool(spec.links)
+    return [n.name for n in spec.nodes if hubs or n.name in (spec.candidate, spec.context)]
+
+
+def ways_of(spec: GraphSpec) -> list[tuple[str, str, tuple[str, ...]]]:
+    """(source, target, links) for every pair of node types that links join, in the order of the weights."""
+    pairs = sorted({(link.source, link.target) for link in spec.links})
+    return [
+        (source, target, tuple(link.name for link in spec.links if (link.source, link.target) == (source, target)))
+        for source, target in pairs
+    ]

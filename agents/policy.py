@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dispatchgym.agents.architecture import CLOSED, NEVER, STARTING_RULES, PolicyConfig, column_of
+from dispatchgym.agents.architecture import CLOSED, NEVER, STARTING_RULES, WAIT_SCORES, PolicyConfig, column_of
 from dispatchgym.agents.encoder import Encoder
 from dispatchgym.agents.graph_tensors import GraphTensors, owner
 from dispatchgym.envs.api import GraphSpec, UsageError
@@ -35,8 +35,8 @@ class GraphNetwork(nn.Module):
     """Candidates' logits and the value of graphs; no trace of reinforcement learning in it.
 
     Logit of a candidate: `rule_scale` x the rule's standardised score + a head on (node, context). WAIT, the
-    candidate without a node: the best other logit + a head on the context. Both heads end in zeros, so an
-    untrained network is the rule itself.
+    candidate without a node: the best other logit + a head on the context + what the rule makes of it (WAIT_SCORES).
+    Both heads end in zeros, so an untrained network is the rule itself.
     """
 
     def __init__(self, spec: GraphSpec, config: PolicyConfig) -> None:
@@ -63,6 +63,7 @@ class GraphNetwork(nn.Module):
             if column not in names:
                 raise UsageError(f"rule {config.rule!r} needs column {column!r}, which graph {spec.graph!r} has not")
             self.rule_column = names.index(column)
+        self.wait_column = column_of(spec, spec.context, WAIT_SCORES[config.rule]) if config.rule in WAIT_SCORES else -1
         if config.cap is not None:
             self.inside = column_of(spec, spec.candidate, "in_shop")
             self.crowd = column_of(spec, spec.context, "in_shop")
@@ -90,6 +91,9 @@ class GraphNetwork(nn.Module):
         shape = (graphs.num_graphs, size)
         wait_slot = is_wait.new_zeros(shape[0] * size).index_copy(0, slot, is_wait).view(shape)
         wait = self.wait(context)
+        if self.wait_column >= 0:
+            lead = graphs.x[self.spec.context][:, self.wait_column, None]
+            wait = wait + self.rule_scale / scale * lead
         if self.config.cap is not None:
             outside = self._outside(graphs, row, graph) & ~is_wait
             has_inside = is_wait.new_zeros(shape[0] * size).index_copy(0, slot, ~is_wait & ~outside)
