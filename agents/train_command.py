@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import yaml
@@ -21,28 +23,29 @@ from rich.progress import (
 
 from dispatchgym.agents.training import config as configuration
 from dispatchgym.agents.training.config import TrainConfig
+from dispatchgym.agents.training.evaluations import GREEDY, Evaluations
 from dispatchgym.agents.training.run import train
 from dispatchgym.envs.api import UsageError
 
 PLAIN_EVERY_S = 10.0
 """Pause between plain lines where the output is not a terminal."""
 
-CHANGEABLE = ("iterations=", "ppo.", "rollout.", "validation.", "checkpoint_every=", "threads=", "device=")
+CHANGEABLE = ("iterations=", "ppo.", "rollout.", "validation.", "tracking.", "checkpoint_every=", "threads=", "device=")
 """Overrides that --resume accepts; each use is noted in resumed.jsonl."""
 
 
 class Watch:
-    """Shows how far a training is: a bar on a terminal, a plain line now and then elsewhere.
+    """Shows how far a training is: a bar on a terminal, a plain line now and then elsewhere."""
 
-    Rates go to `timing.jsonl`: metrics.jsonl holds only what is the same in every run with the same seed.
-    """
-
-    def __init__(self, total: int, folder: Path, console: Console) -> None:
-        self.total = total
-        self.folder = folder
+    def __init__(self, config: TrainConfig, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total = config.iterations
+        self.evaluations = Evaluations(config.validation.rules)
         self.console = console
-        self.printed = 0.0
-        self.judged = ""
+        self.clock = clock
+        self.printed = -math.inf
+        self.began = 0.0
+        self.first = 0  # iterations done when the clock was started
+        self.done = 0
         self.task = TaskID(0)
         self.bar: Progress | None = None
         if console.is_terminal:
@@ -56,21 +59,34 @@ class Watch:
                 console=console,
                 transient=True,
             )
-            self.task = self.bar.add_task("", total=total, said="")
+            self.task = self.bar.add_task("", total=self.total, said="starting")
             self.bar.start()
 
-    def __call__(self, iteration: int, row: dict[str, float], timing: dict[str, float]) -> None:
-        with (self.folder / "timing.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"iteration": iteration, **{k: round(v, 4) for k, v in timing.items()}}) + "\n")
-        if "validation/greedy" in row:
-            self.judged = f"; validation {row['validation/greedy']:.2f} %"
-        said = f"{timing['decisions_per_s']:,.0f} decisions/s{self.judged}"
+    def __call__(self, iteration: int, row: Mapping[str, float], timing: Mapping[str, float]) -> None:
+        self.evaluations.add(row)
+        self.done = iteration
+        if "decisions_per_s" not in timing:  # the evaluation at the start, or an iteration of an earlier session
+            self.began, self.first = self.clock(), iteration
+            if self.bar is not None:
+                self.bar.update(self.task, completed=iteration, said=self.judged().removeprefix("; "))
+            return
+        said = f"{timing['decisions_per_s']:,.0f} decisions/s{self.judged()}"
+        now = self.clock()
         if self.bar is not None:
             self.bar.update(self.task, completed=iteration, said=said)
-        elif time.monotonic() - self.printed >= PLAIN_EVERY_S or iteration == self.total:
-            self.printed = time.monotonic()
-            left = (self.total - iteration) * (timing["rollout_s"] + timing["update_s"])
+        elif now - self.printed >= PLAIN_EVERY_S or iteration == self.total:
+            self.printed = now
+            left = (now - self.began) / (iteration - self.first) * (self.total - iteration)
             self.console.print(f"{iteration}/{self.total} iterations, {said}; about {left:.0f} s left", markup=False)
+
+    def judged(self) -> str:
+        """The latest evaluation, the best so far, and the rule to beat; empty before the first."""
+        best = self.evaluations.best
+        if best is None:
+            return ""
+        rule = self.evaluations.best_rule()
+        beside = f" (best rule {rule.rule} {rule.gap:.2f} %)" if rule else ""
+        return f"; validation {self.evaluations.rows[-1][GREEDY]:.2f} %, best {best[GREEDY]:.2f} %{beside}"
 
     def close(self) -> None:
         if self.bar is not None:
@@ -98,18 +114,32 @@ def main(argv: list[str]) -> int:
         folder = options.out or Path("runs") / config.name
         if (folder / "metrics.jsonl").exists():
             raise UsageError(f"{folder} holds a run already; name another with --out, or go on with --resume {folder}")
-    watch = Watch(config.iterations, folder, console)
+    watch = Watch(config, console)
     try:
-        done = train(config, folder, watch, resume=options.resume is not None)
+        train(config, folder, watch, resume=options.resume is not None)
+    except KeyboardInterrupt:
+        watch.close()
+        console.print(
+            f"interrupted after iteration {watch.done}; go on with: dispatchgym train --resume {folder}", markup=False
+        )
+        raise
     finally:
         watch.close()
-    start = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    console.print(
-        f"{config.name}: validation {start['validation/greedy']:.2f} % above the lower bound at the start "
-        f"(rule {config.policy.rule}), {done.best:.2f} % at best; weights in {folder / 'best'}",
-        markup=False,
-    )
+        if (folder / "report.html").exists():
+            console.print(f"report: {folder / 'report.html'}", markup=False)
+    console.print(f"{config.name}: {_result(watch.evaluations)}; weights in {folder / 'best'}", markup=False)
     return 0
+
+
+def _result(evaluations: Evaluations) -> str:
+    """What the training came to, in one sentence."""
+    assert evaluations.best is not None
+    rule = evaluations.best_rule()
+    beside = f", best rule {rule.rule} {rule.gap:.2f} %" if rule else ""
+    return (
+        f"validation {evaluations.rows[0][GREEDY]:.2f} % above the lower bound at the start, "
+        f"{evaluations.best[GREEDY]:.2f} % at best{beside}"
+    )
 
 
 def _of_run(folder: Path, overrides: list[str]) -> TrainConfig:
@@ -133,7 +163,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dispatchgym train",
         description="Train a dispatch rule with PPO on generated instances. Writes the run directory: "
-        "config.resolved.yaml, metrics.jsonl, timing.jsonl, checkpoints/ and best/ (by validation).",
+        "config.resolved.yaml, metrics.jsonl, timing.jsonl, checkpoints/, best/ (by validation), report.html, and "
+        "wandb/ for `wandb sync`: nothing is sent unless tracking.wandb=online.",
         epilog=f"keys and their defaults:\n{keys}\n\n"
         "example: dispatchgym train configs/jobshop/classic.yaml seed=1 ppo.entropy=0.01 --out runs/one",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -131,7 +131,7 @@ class Line:
 
 
 def line_chart(lines: Sequence[Line], unit: str = "", *, zero: bool = False, height: int = 230, most: int = 240) -> str:
-    """Lines over a linear axis, each named at its end.
+    """Lines over a linear axis, each named behind its end where there are several.
 
     Args:
         lines: values that are not finite are left out, and so are lines without any other.
@@ -146,10 +146,11 @@ def line_chart(lines: Sequence[Line], unit: str = "", *, zero: bool = False, hei
     ticks = nice_ticks(min(*values, 0.0) if zero else min(values), max(values))
     times = [t for line in drawn for t, _ in line.points]
     plot = height - AXIS
-    x = _Scale(min(times), max(max(times), min(times) + 1.0), LEFT, RIGHT)
+    right = WIDTH - 18 - (round(6.6 * max(len(line.label) for line in drawn)) if len(drawn) > 1 else 0)
+    x = _Scale(min(times), max(max(times), min(times) + 1.0), LEFT, right)
     y = _Scale(ticks[-1], ticks[0], 8, plot)
     parts = [
-        f'<line class="grid{" zero" if tick == 0 else ""}" x1="{LEFT}" x2="{RIGHT}" y1="{y(tick):.1f}" '
+        f'<line class="grid{" zero" if tick == 0 else ""}" x1="{LEFT}" x2="{right}" y1="{y(tick):.1f}" '
         f'y2="{y(tick):.1f}"/>'
         f'<text class="tick" x="46" y="{y(tick) + 4:.1f}" text-anchor="end">{short(tick)}{unit}</text>'
         for tick in ticks
@@ -165,14 +166,16 @@ def line_chart(lines: Sequence[Line], unit: str = "", *, zero: bool = False, hei
         ends = [(x.low, line.points[0][1]), (x.high, line.points[0][1])] if is_mark else line.points
         path = "M" + "L".join(f"{x(t):.1f} {y(v):.1f}" for t, v in ends)
         last = ends[-1][1]
-        name_y = _free(y(last) - 6, taken, 12.0, plot - 3.0)
+        name_y = _free(y(last) + 4, taken, 12.0, plot + 4.0)
         taken.append(name_y)
         tip = f"{line.label}: {last:.4g}{unit}" + ("" if is_mark else " at the end")
         parts.append(
             f'<g class="{line.kind} c{number % 4}"><title>{escape(tip)}</title>'
             f'<path class="line{" bound" if is_mark else ""}" d="{path}"/>'
-            f'<text class="label" x="{RIGHT - 3}" y="{name_y:.1f}" text-anchor="end">{escape(line.label)}</text></g>'
         )
+        if len(drawn) > 1:
+            parts.append(f'<text class="label" x="{right + 6}" y="{name_y:.1f}">{escape(line.label)}</text>')
+        parts.append("</g>")
     return _svg(height, parts, "Over iterations: " + ", ".join(line.label for line in drawn))
 
 

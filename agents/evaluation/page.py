@@ -13,7 +13,7 @@ from dispatchgym.agents.evaluation.files import atomic_write
 from dispatchgym.envs.jobshop.instance import Instance
 from dispatchgym.envs.jobshop.scenario import Scenario
 
-Problems = Mapping[str, Sequence[Mapping[str, Any]]]
+Problems = Mapping[Any, Sequence[Mapping[str, Any]]]
 """Gantt data: shop -> problems as `gantt_problem` makes them, with their "runs" filled in."""
 
 

@@ -103,6 +103,34 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TrackingConfig:
+    """Who else is told how the run goes; its own files hold everything in any case.
+
+    Args:
+        wandb: "offline" writes into the run directory alone, for `wandb sync` later; "online" sends as well and needs
+            a key; "disabled" does neither. A key alone changes nothing.
+        project: of wandb.
+        entity: of wandb, user or team; without one the key's own.
+        tensorboard: event files in tensorboard/ of the run directory, by Stable-Baselines3's logger.
+        gantt: validation instances whose schedules are kept for report.html; the first of them is drawn for wandb.
+        every: evaluations between two such drawings; the last evaluation is always drawn.
+    """
+
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    project: str = "dispatchgym"
+    entity: str | None = None
+    tensorboard: bool = False
+    gantt: int = 2
+    every: int = 10
+
+    def __post_init__(self) -> None:
+        if self.gantt < 0 or self.every < 1:
+            raise UsageError(
+                f"tracking.gantt {self.gantt}, every {self.every}: the first must be at least 0, the second 1"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class TrainConfig:
     """Everything that decides a training run.
 
@@ -135,6 +163,7 @@ class TrainConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         if self.iterations < 1 or self.checkpoint_every < 1 or self.threads < 1:

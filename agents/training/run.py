@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,15 @@ from dispatchgym.agents.training.checkpoint import (
     save_checkpoint,
 )
 from dispatchgym.agents.training.config import TrainConfig, dump
+from dispatchgym.agents.training.evaluations import GREEDY
+from dispatchgym.agents.training.pictures import write_pictures
+from dispatchgym.agents.training.run_report import write_run_report
+from dispatchgym.agents.training.tracking import Tracker, payload, tensorboard_logger
 from dispatchgym.agents.training.validation import Validation
 from dispatchgym.envs.api import DispatchGymError
 
-Report = Callable[[int, dict[str, float], dict[str, float]], None]
-"""Called after every iteration with its number, its metrics and its timings."""
+Report = Callable[[int, Mapping[str, float], Mapping[str, float]], None]
+"""Called after every iteration with its number, its metrics and its timings (none for those of an earlier session)."""
 
 SCALE_INSTANCES = 20
 """Instances that the starting rule plays to fit the input standardisation."""
@@ -113,14 +117,17 @@ def fit_scale(policy: GraphActorCriticPolicy, config: TrainConfig) -> None:
 class RunCallback(BaseCallback):
     """What happens between two iterations; everything that a checkpoint must hold is an attribute here."""
 
-    def __init__(self, config: TrainConfig, folder: Path, report: Report) -> None:
+    def __init__(self, config: TrainConfig, folder: Path, report: Report, tracker: Tracker) -> None:
         super().__init__()
         self.config = config
         self.folder = folder
         self.report = report
+        self.tracker = tracker
         self.validation = Validation(config)
         self.iteration = 0
         self.best = math.inf
+        self._rules: dict[str, float] = {}  # what they reach, until a row of metrics.jsonl says so
+        self._is_new = True
         self.average: GraphNetwork  # moving average of the weights
         self._rollout: dict[str, float] = {}  # of the rollout that has not been learned from yet; then empty
         self._clock = time.perf_counter()
@@ -148,8 +155,12 @@ class RunCallback(BaseCallback):
         self._policy.optimizer.load_state_dict(state["optimizer"])
         self.average.load_state_dict(on_device(state["average"], device))
         self.iteration = state["iteration"]
-        # another validation set has other figures: the best on it is still to be found
-        self.best = state["best"] if state["validation"] == self.validation.digest else math.inf
+        self._is_new = False
+        rules = self.validation.rules()
+        if state["validation"] == self.validation.digest:
+            self.best = state["best"]
+        else:  # another validation set has other figures: the best on it is still to be found
+            self._rules = rules
         # counted in the present rollout's size, which --resume may have changed: schedules follow iterations
         self.model.num_timesteps = self.iteration * self._env.num_envs * self._env.length
         self.model._n_updates = state["num_updates"]
@@ -157,12 +168,12 @@ class RunCallback(BaseCallback):
         restore_random_states(state["random"])
 
     def _on_training_start(self) -> None:
+        if self._is_new:
+            self._rules = self.validation.rules()
+            begin = time.perf_counter()
+            row = {"iteration": 0, **self._judge()}
+            self._finish_iteration(row, {"evaluation_s": time.perf_counter() - begin}, is_checkpoint=True)
         self._clock = time.perf_counter()
-        if self.iteration == 0:
-            row = {"iteration": 0, **self.validation.rules(), **self.validation.judge(self.average)}
-            self._keep_best(row)
-            self._log(row)
-            self._save()
 
     def _on_step(self) -> bool:
         return True
@@ -191,27 +202,30 @@ class RunCallback(BaseCallback):
     def _after_update(self) -> None:
         self._check_numbers()
         self.iteration += 1
-        update_s = time.perf_counter() - self._clock
+        now = time.perf_counter()
+        update_s = now - self._clock
         self._average_weights()
         row: dict[str, Any] = {"iteration": self.iteration, **self._rollout}
         row |= {name: float(value) for name, value in self.logger.name_to_value.items() if name.startswith("train/")}
         row["train/rule_scale"] = self._policy.network.rule_scale.item()
         is_last = self.iteration == self.config.iterations
         if self.iteration % self.config.validation.every == 0 or is_last:
-            row |= self.validation.judge(self.average)
-            self._keep_best(row)
-        self._log(row)
-        if self.iteration % self.config.checkpoint_every == 0 or is_last:
-            self._save()
-        decisions = self._rollout.pop("rollout/decisions")
-        self._rollout = {}
+            row |= self._judge(row)
         timing = {
+            "decisions_per_s": self._rollout["rollout/decisions"] / (self._rollout_s + update_s),
             "rollout_s": self._rollout_s,
             "update_s": update_s,
-            "decisions_per_s": decisions / (self._rollout_s + update_s),
+            "evaluation_s": time.perf_counter() - now,
+            "gpu_memory_mib": self._gpu_memory_mib(),
         }
-        self.report(self.iteration, row, timing)
+        self._rollout = {}
+        self._finish_iteration(row, timing, self.iteration % self.config.checkpoint_every == 0 or is_last)
         self._clock = time.perf_counter()
+
+    def _gpu_memory_mib(self) -> float:
+        """The most that was in use so far, 0 without a GPU."""
+        device = self.model.device
+        return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
 
     def _check_numbers(self) -> None:
         loss = self.logger.name_to_value.get("train/loss", 0.0)
@@ -230,15 +244,34 @@ class RunCallback(BaseCallback):
             for mean, new in zip(self.average.parameters(), self._policy.network.parameters(), strict=True):
                 mean.lerp_(new, 1.0 - keep)
 
-    def _keep_best(self, row: dict[str, Any]) -> None:
-        if row["validation/greedy"] >= self.best:
-            return
-        self.best = row["validation/greedy"]
-        save_network(self.average, self.folder / "best", {**row, "config": to_mapping(self.config)})
+    def _judge(self, row: Mapping[str, Any] | None = None) -> dict[str, float]:
+        """Evaluate, and keep the weights and their schedules if they are the best so far."""
+        found = {**self._rules, **self.validation.judge(self.average)}
+        self._rules = {}
+        if found[GREEDY] < self.best:
+            self.best = found[GREEDY]
+            about = {"iteration": self.iteration, **(row or {}), **found, "config": to_mapping(self.config)}
+            save_network(self.average, self.folder / "best", about)
+            write_pictures(
+                self.folder / "pictures.json", self.config.shop.variant, self.validation.pictured, self.iteration
+            )
+        return found
 
-    def _log(self, row: dict[str, Any]) -> None:
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+    def _finish_iteration(self, row: dict[str, Any], timing: dict[str, float], is_checkpoint: bool) -> None:
+        """Write down what was found, save, and only then tell whoever listens."""
+        rounded = {name: round(value, 4) for name, value in timing.items()}
+        for name, line in (("metrics", row), ("timing", {"iteration": self.iteration, **rounded})):
+            with (self.folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        if is_checkpoint:
+            self._save()
+            write_run_report(self.folder)
+        self.report(self.iteration, row, timing)
+        self.tracker.log(row, timing, self.validation.pictured)
+        if self.config.tracking.tensorboard:
+            for name, value in payload(row, timing, self.tracker.evaluations).items():
+                self.logger.record(name, value)
+            self.logger.dump(self.iteration)
 
     def _save(self) -> None:
         state = {
@@ -277,27 +310,48 @@ def train(config: TrainConfig, folder: Path, report: Report, resume: bool = Fals
         file.write(dump(config))
     model = build(config)
     assert isinstance(model.policy, GraphActorCriticPolicy)
-    callback = RunCallback(config, folder, report)
+    if config.tracking.tensorboard:
+        model.set_logger(tensorboard_logger(folder))
+    state = load_checkpoint(folder / "checkpoints") if resume else {}
+    tracker = Tracker(config, folder)
+    callback = RunCallback(config, folder, report, tracker)
     total = config.iterations * model.n_envs * model.n_steps
-    if resume:
-        state = load_checkpoint(folder / "checkpoints")
-        callback.init_callback(model)
-        callback.restore(state)
-        _forget_rows_after(folder / "metrics.jsonl", callback.iteration)
-    else:
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
-        fit_scale(model.policy, config)
-    if callback.iteration < config.iterations:
-        model.learn(total - model.num_timesteps, callback=callback, log_interval=None, reset_num_timesteps=not resume)
+    outcome = "stopped"
+    try:
+        if resume:
+            callback.init_callback(model)
+            callback.restore(state)
+            _forget_rows_after(folder / "timing.jsonl", math.inf)
+            for row in _forget_rows_after(folder / "metrics.jsonl", callback.iteration):
+                tracker.remember(row)
+                report(row["iteration"], row, {})
+        else:
+            for name in ("metrics.jsonl", "timing.jsonl"):
+                (folder / name).unlink(missing_ok=True)
+            fit_scale(model.policy, config)
+        if callback.iteration < config.iterations:
+            left = total - model.num_timesteps
+            model.learn(left, callback=callback, log_interval=None, reset_num_timesteps=not resume)
+        outcome = "finished"
+    except KeyboardInterrupt:
+        outcome = "interrupted"
+        raise
+    except DispatchGymError as error:
+        outcome = str(error)
+        raise
+    finally:
+        tracker.finish(outcome == "finished")
+        write_run_report(folder, outcome)
     return callback
 
 
-def _forget_rows_after(metrics: Path, iteration: int) -> None:
-    """Drop rows written after the checkpoint, the last one possibly cut short: they will be written again."""
+def _forget_rows_after(path: Path, iteration: float) -> list[dict[str, Any]]:
+    """Drop rows written after the checkpoint, the last one possibly cut short; returns those that stay."""
     kept = []
-    for line in metrics.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
         if not line.endswith("\n") or json.loads(line)["iteration"] > iteration:
             break
         kept.append(line)
-    with atomic_write(metrics) as file:
+    with atomic_write(path) as file:
         file.writelines(kept)
+    return [json.loads(line) for line in kept]

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
+from stable_baselines3 import PPO
 
+from dispatchgym import cli
 from dispatchgym.agents import bundle
 from dispatchgym.agents.export_command import main as export
-from dispatchgym.agents.train_command import main
+from dispatchgym.agents.train_command import Watch, main
 from dispatchgym.agents.training import run as training
 from dispatchgym.agents.training.checkpoint import load_checkpoint, save_checkpoint
 from dispatchgym.agents.training.config import load
@@ -37,6 +42,7 @@ TINY = [
     "validation.every=2",
     "checkpoint_every=1",
     "shop.variant=isbjssp",
+    "tracking.wandb=disabled",
 ]
 
 
@@ -55,7 +61,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    assert main([*TINY, "--out", str(folder)]) == 0
+    assert main([*TINY, "tracking.wandb=offline", "tracking.tensorboard=true", "--out", str(folder)]) == 0
     return folder
 
 
@@ -69,6 +75,16 @@ def test_a_run_directory_holds_what_it_promises(finished: Path) -> None:
     about = json.loads((finished / "best" / "about.json").read_text())
     assert about["validation/greedy"] == min(r["validation/greedy"] for r in rows(finished) if "validation/greedy" in r)
     assert load_file(finished / "best" / "weights.safetensors")
+
+
+def test_validation_is_told_by_size(finished: Path) -> None:
+    last = rows(finished)[-1]
+    assert {"validation/greedy/4x3", "validation/greedy/3x3"} <= set(last)
+    assert {"validation/lrpt/4x3", "validation/fdd/mwkr/3x3"} <= set(rows(finished)[0])
+    # of one or two instances nothing is dropped, so that the size's mean is that of its instances
+    by_size = [last["validation/greedy/4x3"], last["validation/greedy/3x3"]]
+    means = [(2 * a + b) / 3 for a, b in (by_size, by_size[::-1])]  # three instances, sizes in turn
+    assert any(last["validation/greedy_mean"] == pytest.approx(mean) for mean in means)
 
 
 def test_the_same_seed_twice_gives_the_same_metrics_and_weights(finished: Path, tmp_path: Path) -> None:
@@ -99,6 +115,29 @@ def test_a_killed_run_resumes_to_the_same_result(finished: Path, tmp_path: Path)
     assert same(
         load_file(folder / "best" / "weights.safetensors"), load_file(finished / "best" / "weights.safetensors")
     )
+
+
+def test_a_run_stopped_before_its_first_checkpoint_resumes_to_the_same_result(finished: Path, tmp_path: Path) -> None:
+    def stop(iteration: int, row: Mapping[str, float], timing: Mapping[str, float]) -> None:
+        if iteration == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(load(None, [*TINY, "checkpoint_every=2"]), tmp_path, stop)
+    assert "Interrupted after iteration 1 of 4" in (tmp_path / "report.html").read_text()
+    assert load_checkpoint(tmp_path / "checkpoints")["iteration"] == 0
+    assert main(["--resume", str(tmp_path)]) == 0
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
+
+
+def test_a_new_validation_set_judges_the_rules_anew(tmp_path: Path) -> None:
+    main([*TINY, "iterations=2", "--out", str(tmp_path / "run")])
+    main(["--resume", str(tmp_path / "run"), "iterations=4", "validation.seed=5"])
+    old, new = rows(tmp_path / "run")[0], rows(tmp_path / "run")[-1]
+    assert new["iteration"] == 4
+    assert new["validation/lrpt"] != old["validation/lrpt"]
+    about = json.loads((tmp_path / "run" / "best" / "about.json").read_text())
+    assert about["iteration"] == 4  # the best on the old set does not count
 
 
 def test_resuming_may_change_length_but_not_the_problem(finished: Path, tmp_path: Path) -> None:
@@ -137,6 +176,56 @@ def test_divergence_names_iteration_checkpoint_and_remedy(tmp_path: Path, monkey
     with pytest.raises(TrainingDivergedError, match=r"iteration 1 .*last good checkpoint.*learning_rate"):
         train(load(None, TINY), tmp_path, lambda *_: None)
     assert load_checkpoint(tmp_path / "checkpoints")["iteration"] == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "Stopped after iteration 0" in page
+    assert "training diverged in iteration 1" in page
+
+
+def watched(rows: list[dict[str, float]], seconds: float) -> str:
+    """What a log file shows of a training that reports `rows`, so many seconds apart."""
+    now = 0.0
+    file = io.StringIO()
+    watch = Watch(load(None, [*TINY, "iterations=100"]), Console(file=file, width=200), clock=lambda: now)
+    for row in rows:
+        now += seconds
+        watch(int(row["iteration"]), row, {"decisions_per_s": 1234.5} if row["iteration"] else {})
+    return file.getvalue()
+
+
+def test_a_log_shows_speed_time_left_and_the_policy_beside_the_best_rule() -> None:
+    start = {"iteration": 0, "validation/greedy": 30.0, "validation/lrpt": 30.0, "validation/mwkr": 26.0}
+    course = [start, {"iteration": 1, "validation/greedy": 24.0}, {"iteration": 2, "validation/greedy": 25.0}]
+    first, second = watched(course, 12.0).splitlines()
+    assert first == (
+        "1/100 iterations, 1,234 decisions/s; validation 24.00 %, best 24.00 % (best rule mwkr 26.00 %); "
+        "about 1188 s left"
+    )
+    assert "validation 25.00 %, best 24.00 %" in second
+
+
+def test_a_log_is_not_flooded() -> None:
+    course = [{"iteration": k} for k in range(101)]
+    lines = watched(course, 1.0).splitlines()
+    assert len(lines) == 11  # the first, one every ten seconds, and the last
+    assert lines[-1].startswith("100/100")
+
+
+def test_the_command_says_where_the_report_lies_and_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    learn = PPO.train
+
+    def stop(model: PPO) -> None:
+        if model._n_updates > 0:
+            raise KeyboardInterrupt
+        learn(model)
+
+    monkeypatch.setattr("stable_baselines3.PPO.train", stop)
+    assert cli.main(["train", *TINY, "--out", str(folder)]) == cli.INTERRUPTED
+    said = capsys.readouterr().out
+    assert f"interrupted after iteration 1; go on with: dispatchgym train --resume {folder}" in said
+    assert f"report: {folder / 'report.html'}" in said
 
 
 def test_a_used_folder_is_not_overwritten(finished: Path) -> None:
