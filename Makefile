@@ -64,4 +64,4 @@ constraints: ## write constraints.txt anew: the newest versions that pyproject.t
 
 clean: ## remove build products and caches (keeps .venv, out/ and runs/)
 	@rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	@find envs solvers agents serving configs dispatchgym tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	@find envs solvers agents serving dashboards configs dispatchgym tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

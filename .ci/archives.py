@@ -5,7 +5,7 @@ import sys
 import tarfile
 import zipfile
 
-FOLDERS = ("envs", "solvers", "agents", "serving", "configs")
+FOLDERS = ("envs", "solvers", "agents", "serving", "dashboards", "configs")
 
 
 def main(sdist: str, wheel: str) -> None:

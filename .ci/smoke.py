@@ -17,7 +17,7 @@ def main(checkout: str) -> None:
         sys.exit(f"error: dispatchgym was imported from the checkout: {package}")
     if links := [p.name for p in package.rglob("*") if p.is_symlink()]:
         sys.exit(f"error: the installed package holds links: {', '.join(links)}")
-    for name in ("envs", "solvers", "agents", "serving", "configs"):
+    for name in ("envs", "solvers", "agents", "serving", "dashboards", "configs"):
         if importlib.util.find_spec(name) is not None:
             sys.exit(f"error: `import {name}` works; only `dispatchgym.{name}` must")
     for name in ENVS:

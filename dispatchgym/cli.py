@@ -33,6 +33,10 @@ COMMANDS: Mapping[str, Command] = {
         "dispatchgym.agents.export_command:main",
         "write a run's best weights as a policy bundle that loads safely anywhere",
     ),
+    "dashboard": Command(
+        "dispatchgym.dashboards.command:main",
+        "show the wandb dashboard of training runs, or save it in a project",
+    ),
     "data": Command(
         "dispatchgym.envs.data_command:main",
         "list the published instances, write them or random ones as text files",
