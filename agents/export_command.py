@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from dispatchgym.agents import bundle
 from dispatchgym.agents.policy import GraphNetwork
 from dispatchgym.agents.training.config import from_mapping
+from dispatchgym.agents.training.tracking import log_bundle
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.jobshop.graph import SPECS
 
@@ -47,6 +48,7 @@ def main(argv: list[str]) -> int:
         results={key: value for key, value in about.items() if key.startswith("validation/") or key == "iteration"},
         revision=_revision(),
     )
+    log_bundle(options.run, options.out)
     size = sum(file.stat().st_size for file in options.out.iterdir())
     Console(soft_wrap=True).print(f"{name}: {options.out}, {size / 1e6:.2f} MB, golden cases replayed", markup=False)
     return 0
@@ -64,7 +66,7 @@ def course(run: Path) -> dict[str, Any]:
     if (run / "timing.jsonl").exists():
         for line in (run / "timing.jsonl").read_text(encoding="utf-8").splitlines():
             timing = json.loads(line)
-            seconds += timing["rollout_s"] + timing["update_s"]
+            seconds += timing.get("rollout_s", 0.0) + timing.get("update_s", 0.0)  # none at the start
     resumed = run / "resumed.jsonl"
     return {
         "iterations": rows[-1]["iteration"],
@@ -90,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dispatchgym export",
         description="Write a run's best weights as a policy bundle: manifest.json, weights.safetensors, golden.npz. "
-        "The bundle is loaded again before it replaces anything; it works as policy bundle:DIR.",
+        "The bundle is loaded again before it replaces anything; it works as policy bundle:DIR. Where the run "
+        "has an entry in wandb, the bundle is added to it as an artifact.",
     )
     parser.add_argument("run", type=Path, help="run directory of `dispatchgym train`")
     parser.add_argument("--out", type=Path, required=True, help="folder of the bundle")
