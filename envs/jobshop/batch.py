@@ -81,7 +81,7 @@ class ShopConfig:
     @property
     def mode(self) -> Mode:
         delta = _DELTA[self.builder] if self.delta is None else self.delta
-        return Mode(self.is_blocking, self.variant != "bns", self.on_interrupt == "restart", delta)
+        return Mode(self.is_blocking, self.variant != "bns", self.on_interrupt == "restart", delta, bound=True)
 
 
 class ShopBatch:

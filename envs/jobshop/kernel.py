@@ -168,8 +168,9 @@ def open_classic(problem: Problem, shop: Shop, mode: Mode, i: int) -> None:
         if o < problem.job_ptr[k, j + 1] and shop.seen[i, j] == 1:
             start = max(shop.ready[i, j], shop.free[i, problem.machine[k, o]])
             shop.mask[i, j] = start == earliest or start < limit
-            shop.bound[i] = max(shop.bound[i], start + problem.duration[k, o] + problem.tail[k, o])
-    for m in range(problem.num_machines[k]):
+            if mode.bound:
+                shop.bound[i] = max(shop.bound[i], start + problem.duration[k, o] + problem.tail[k, o])
+    for m in range(problem.num_machines[k] if mode.bound else 0):
         if shop.pending[i, m] > 0:
             shop.bound[i] = max(shop.bound[i], max(shop.free[i, m], earliest) + shop.load[i, m])
 
@@ -394,7 +395,10 @@ def open_blocking(problem: Problem, shop: Shop, mode: Mode, i: int) -> None:
             if advance(problem, shop, mode, i):
                 continue
             shop.dead[i] = 1
-        raise_bound(problem, shop, i)
+        if mode.bound:
+            raise_bound(problem, shop, i)
+        else:
+            shop.bound[i] = max(shop.bound[i], shop.now[i])
         return
 
 

@@ -136,7 +136,7 @@ def try_actions(problem: Problem, shop: Shop, mode: Mode, i: int, pilots: Pilots
     """Fill `found` for the legal actions of environment i, which stays as it is. Classic shops play on non-delay."""
     k = shop.slot[i]
     copy = pilots.copy
-    mode = Mode(mode.blocking, mode.swap, mode.restart, 0.0)
+    mode = Mode(mode.blocking, mode.swap, mode.restart, 0.0, False)
     for action in range(shop.mask.shape[1]):
         if shop.mask[i, action] == 0:
             continue

@@ -34,6 +34,7 @@ class Mode(NamedTuple):
     swap: bool
     restart: bool
     delta: float  # classic only: 0 non-delay .. 1 active
+    bound: bool  # keep the lower bound of the makespan as tight as it can be; else it is only right at the end
 
 
 class Problem(NamedTuple):
