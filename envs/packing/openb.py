@@ -1,0 +1,177 @@
+"""The openb GPU cluster (Alibaba 2023): readers of its lists, and the arrival protocol of the FGD paper.
+
+Source: Weng et al., Beware of Fragmentation: Scheduling GPU-Sharing Workloads with Fragmentation Gradient Descent,
+USENIX ATC 2023. The lists are data of that publication; DISPATCHGYM_DATA names the folder they lie in.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from dispatchgym.envs.api import InvalidInstanceError, UsageError
+from dispatchgym.envs.packing.instance import FOREVER, WHOLE_GPU, Nodes, PackingInstance, Pods, Typical, Workload
+from dispatchgym.envs.registry import unknown_name
+
+WORKLOADS = ("default", "cpu250", "gpushare100", "gpuspec33", "multigpu50")
+"""The pod lists that come with the data."""
+
+SEEDS = tuple(range(42, 52))
+"""Of the published runs."""
+
+RATIO = 1.3
+"""Arrived GPU demand over the cluster's GPUs, of the published runs."""
+
+MAX_PODS = 1001
+"""Pods of a node in the published runs."""
+
+
+def data_folder() -> Path:
+    """The folder with the lists.
+
+    Raises:
+        UsageError: DISPATCHGYM_DATA does not name one.
+    """
+    named = os.environ.get("DISPATCHGYM_DATA")
+    folder = Path(named or ".") / "kubernetes"
+    if not named or not folder.is_dir():
+        raise UsageError(
+            f"DISPATCHGYM_DATA is {named!r}; it must name a folder with the openb lists under kubernetes/. "
+            "Without the data, use the synthetic twin: dispatchgym.envs.packing.twin"
+        )
+    return folder
+
+
+def read_nodes(file: Path, max_pods: int = MAX_PODS) -> Nodes:
+    """The nodes of a list with columns sn, cpu_milli, memory_mib, gpu, model.
+
+    Raises:
+        InvalidInstanceError: naming the file and the line.
+    """
+    columns = _columns(file, {"sn": str, "cpu_milli": int, "memory_mib": int, "gpu": int, "model": str})
+    gpus = np.array(columns["gpu"], np.int32)
+    return Nodes(
+        np.column_stack([columns["cpu_milli"], columns["memory_mib"]]),
+        max_pods=np.full(len(gpus), max_pods, np.int32),
+        gpus=gpus,
+        models=tuple(model if count else "" for model, count in zip(columns["model"], gpus, strict=True)),
+        names=tuple(columns["sn"]),
+    )
+
+
+def read_pods(file: Path) -> tuple[Pods, tuple[Workload, ...]]:
+    """The pods of a list in the order of the file, all arriving at time 0, with lifetimes where the list has them.
+
+    Columns: name, cpu_milli, memory_mib, num_gpu, gpu_milli; optionally gpu_spec, creation_time, deletion_time.
+    A workload is a set of allowed GPU models.
+
+    Raises:
+        InvalidInstanceError: naming the file and the line.
+    """
+    whole = dict.fromkeys(("cpu_milli", "memory_mib", "num_gpu", "gpu_milli"), int)
+    columns = _columns(file, {"name": str, **whole}, {"gpu_spec": str, "creation_time": int, "deletion_time": int})
+    gpus = np.array(columns["num_gpu"], np.int32)
+    n = len(gpus)
+    models = [tuple(m for m in spec.split("|") if m) for spec in columns["gpu_spec"] or [""] * n]
+    known = sorted({(), *models})
+    lifetime = np.zeros(0, np.int64)
+    if columns["deletion_time"] and columns["creation_time"]:
+        lifetime = np.maximum(1, np.array(columns["deletion_time"]) - np.array(columns["creation_time"]))
+    pods = Pods(
+        np.column_stack([columns["cpu_milli"], columns["memory_mib"]]),
+        gpus=gpus,
+        gpu_milli=np.where(gpus > 0, columns["gpu_milli"], 0).astype(np.int32),
+        workload=np.array([known.index(m) for m in models], np.int32),
+        lifetime=lifetime,
+        names=tuple(columns["name"]),
+    )
+    return pods, tuple(Workload("|".join(m) or "any model", models=m) for m in known)
+
+
+def creation_times(file: Path) -> np.ndarray:
+    """When the pods of a list were created, seconds since the first, in the order of the file."""
+    times = np.array(_columns(file, {"creation_time": int})["creation_time"], np.int64)
+    return times - times.min()
+
+
+def load(workload: str = "default", seed: int = 42, ratio: float = RATIO) -> PackingInstance:
+    """The published experiment: the 1,213 GPU nodes, and pods of a list until their GPU demand is `ratio`.
+
+    Raises:
+        UnknownNameError: no such list. UsageError: the data are not there.
+    """
+    if workload not in WORKLOADS:
+        raise unknown_name("openb workload", workload, WORKLOADS)
+    folder = data_folder()
+    nodes = read_nodes(folder / "openb_node_list_gpu_node.csv")
+    pods, workloads = read_pods(folder / f"openb_pod_list_{workload}.csv")
+    return arrivals(nodes, pods, workloads, seed, ratio, f"openb-{workload}-seed{seed}")
+
+
+def arrivals(
+    nodes: Nodes, pods: Pods, workloads: tuple[Workload, ...], seed: int, ratio: float = RATIO, name: str = "openb"
+) -> PackingInstance:
+    """All pods in random order, then random ones of them again, until the next would ask for more than `ratio` GPUs.
+
+    If the list already asks for more, random pods are taken out instead. Pods arrive one after another at times
+    0, 1, 2, ... and stay; what fits nowhere is dropped. The nodes come in random order too: rules give ties to the
+    first, and in the order of the list, where like nodes lie together, some of them do a point worse. Typical pods
+    are those of the list. The draws are ours, not the published program's: only means over seeds compare.
+    """
+    if not ratio > 0:
+        raise UsageError(f"ratio is {ratio}; it must be positive")
+    rng = np.random.default_rng(seed)
+    demand = pods.gpus.astype(np.int64) * pods.gpu_milli
+    if not demand.any():
+        raise UsageError("no pod of the list asks for a GPU, so their demand never reaches the ratio")
+    target = ratio * WHOLE_GPU * int(nodes.gpus.sum())
+    order = rng.permutation(len(pods)).tolist()
+    asked = int(demand.sum())
+    while asked > target:
+        asked -= int(demand[order.pop(int(rng.integers(len(order))))])
+    if len(order) == len(pods):
+        while True:
+            p = int(rng.integers(len(pods)))
+            if asked + int(pods.gpu_milli[p]) > target:
+                break
+            asked += int(demand[p])
+            order.append(p)
+    arriving = pods.take(
+        order,
+        arrival=np.arange(len(order)),
+        lifetime=np.full(len(order), FOREVER),
+        names=tuple(f"{pods.names[p]}-{at}" for at, p in enumerate(order)),
+    )
+    mixed = nodes.take(rng.permutation(len(nodes)).tolist())
+    return PackingInstance(name, mixed, arriving, workloads, typical=Typical.of(pods, workloads))
+
+
+def _columns(
+    file: Path,
+    needed: dict[str, Callable[[str], object]],
+    optional: dict[str, Callable[[str], object]] | None = None,
+) -> dict[str, list]:  # type: ignore[type-arg]
+    """Columns of a CSV file by name; an optional one that is not there is an empty list."""
+    with file.open(newline="", encoding="utf-8") as lines:
+        table = csv.DictReader(lines)
+        header = table.fieldnames or []
+        missing = [key for key in needed if key not in header]
+        if missing:
+            raise InvalidInstanceError(f"{file}: there is no column {missing[0]!r}; it has {', '.join(header)}")
+        kinds = {**needed, **{key: kind for key, kind in (optional or {}).items() if key in header}}
+        columns: dict[str, list] = {key: [] for key in (*needed, *(optional or {}))}  # type: ignore[type-arg]
+        for number, row in enumerate(table, 2):
+            for key, kind in kinds.items():
+                try:
+                    columns[key].append(kind(row[key] or ""))
+                except (TypeError, ValueError) as error:
+                    raise InvalidInstanceError(
+                        f"{file}, line {number}: {key} is {row[key]!r}; it must be a whole number"
+                    ) from error
+    if not columns[next(iter(needed))]:
+        raise InvalidInstanceError(f"{file} has no rows")
+    return columns
