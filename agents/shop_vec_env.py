@@ -109,12 +109,11 @@ class ShopVecEnv(VecEnv):
 
     Observation: see `GraphActorCriticPolicy`; `observation_space` documents one node's columns of each type.
     Action: position in the environment's list of candidates.
-    Reward: minus the growth of the lower bound of the makespan, in tenths of the initial bound.
+    Reward: minus the growth of the lower bound of the makespan, in initial bounds: a critic is quick to learn
+    returns below 1 and, small as its errors are, does not drown the policy's gradient in the layers they share.
     `infos[i]["episode"]`, once at its end: r (return), l (decisions), t (seconds since the first reset), and
     "makespan" beside it.
     """
-
-    REWARD_UNIT = 0.1
 
     def __init__(
         self,
@@ -149,7 +148,7 @@ class ShopVecEnv(VecEnv):
     def reset(self) -> Any:
         instances, drawn = self.source.draw(self._instances, (self.seed_number, 0, self.rounds), self.shop)
         bound = self.runs.start(instances, drawn)
-        self._unit = 1.0 / (self.REWARD_UNIT * np.maximum(bound, 1))
+        self._unit = 1.0 / np.maximum(bound, 1)
         self._episode = _Episode(np.zeros(self.num_envs), np.zeros(self.num_envs, np.int64))
         self._step = 0
         return self.runs.observe()

@@ -36,7 +36,8 @@ class PPOConfig:
         node_budget: most graph nodes of a gradient step: bounds the memory whatever the shops' sizes.
         clip: of the probability ratio.
         entropy: weight of the entropy bonus.
-        value: weight of the value loss; 0 without a critic ("group" advantages need none).
+        value: weight of the value loss; 0 without a critic ("group" advantages need none), some 0.05 with one: the
+            layers are shared, and a large weight makes them serve the critic alone.
         max_grad_norm: gradients are scaled down to this norm.
         weight_decay: of AdamW.
         advantage: "group" relative to the rollouts of the same instance, or "gae".
@@ -69,6 +70,8 @@ class PPOConfig:
                 raise UsageError(f"ppo.{name} is {getattr(self, name)}; it must be above 0")
         if not 0.0 < self.share <= 1.0:
             raise UsageError(f"ppo.share is {self.share}; it must be above 0 and at most 1")
+        if self.advantage == "gae" and not self.value > 0:
+            raise UsageError(f"ppo.value is {self.value}: gae advantages need a critic; try ppo.value=0.05")
         for name in ("epochs", "minibatch", "node_budget"):
             if getattr(self, name) < 1:
                 raise UsageError(f"ppo.{name} is {getattr(self, name)}; it must be at least 1")

@@ -51,12 +51,12 @@ def test_every_environment_ends_once_and_its_return_is_its_makespan(variant: Var
     drawn, shutdowns = env.source.draw(4, (0, 0, 0), env.shop)
     start = ShopRuns.of(drawn, env.shop, rollouts=4, scenarios=shutdowns)
     initial = start.start(drawn, shutdowns)
-    forced = (initial - bound) / (0.1 * initial)  # earned by forced moves before the first decision
+    forced = (initial - bound) / initial  # earned by forced moves before the first decision
     total, ended, _ = play_round(env)
     assert sorted(ended) == list(range(16))
     for i, episode in ended.items():
-        assert episode["r"] == pytest.approx(total[i], abs=1e-4)
-        assert episode["r"] + forced[i] == pytest.approx(10 * (1 - episode["makespan"] / initial[i]), abs=1e-4)
+        assert episode["r"] == pytest.approx(total[i], abs=1e-5)
+        assert episode["r"] + forced[i] == pytest.approx(1 - episode["makespan"] / initial[i], abs=1e-5)
     assert env.rounds == 1
 
 
