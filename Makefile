@@ -23,7 +23,7 @@ help: ## list the targets
 setup: $(READY) ## create .venv with every pinned version and install dispatchgym into it (skipped while up to date)
 
 $(READY): pyproject.toml constraints.txt
-	@.ci/environment $(VENV) constraints.txt --no-build-isolation -e '.[dev,docs]'
+	@.ci/environment $(VENV) constraints.txt --no-build-isolation -e '.[dev,docs,onnx]'
 
 demo: setup ## set up, judge the rules and CP-SAT on real instances, say where the report lies
 	@$(BIN)/dispatchgym evaluate demo --out $(DEMO) --fresh

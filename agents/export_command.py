@@ -1,57 +1,107 @@
-"""`dispatchgym export`: turn a run's best weights into a bundle that anyone can load safely."""
+"""`dispatchgym export`: turn a run's best weights, or another bundle, into a bundle that anyone can load safely."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import subprocess
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from dispatchgym.agents import bundle
+from dispatchgym.agents import bundle, bundle_export
+from dispatchgym.agents.architecture import PolicyConfig
+from dispatchgym.agents.bundle_results import attached
+from dispatchgym.agents.onnx_export import require_exporter
+from dispatchgym.agents.plain_values import build
 from dispatchgym.agents.policy import GraphNetwork
 from dispatchgym.agents.training.config import from_mapping
-from dispatchgym.agents.training.tracking import log_bundle
 from dispatchgym.envs.api import UsageError
+from dispatchgym.envs.jobshop.batch import ShopConfig
 from dispatchgym.envs.jobshop.graph import SPECS
 
 
 def main(argv: list[str]) -> int:
     """Parse the arguments and export; returns the exit code."""
     options = _parser().parse_args(argv)
-    best = options.run / "best"
+    if options.onnx:
+        require_exporter()
+    out: Path = options.out
+    is_zip = out.suffix == ".zip"
+    name = options.name or (out.stem if is_zip else out.name)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / name if is_zip else out
+        if (options.source / bundle.MANIFEST).is_file() or options.source.suffix == ".zip":
+            _from_bundle(options, folder, name)
+        else:
+            _from_run(options, folder, name)
+        if is_zip:
+            bundle_export.zipped(folder, out)
+    size = out.stat().st_size if is_zip else sum(file.stat().st_size for file in out.iterdir())
+    runtimes = "torch, onnx and numpy" if options.onnx else "torch and numpy"
+    Console(soft_wrap=True).print(
+        f"{name}: {out}, {size / 1e6:.2f} MB; {runtimes} agree, golden cases replayed", markup=False
+    )
+    return 0
+
+
+def _from_run(options: argparse.Namespace, folder: Path, name: str) -> None:
+    best = options.source / "best"
+    if options.results:
+        raise UsageError("--results belong to a bundle that was evaluated: export, evaluate, then export that bundle")
     try:
         about: dict[str, Any] = json.loads((best / "about.json").read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{options.run} has no best weights ({best / 'about.json'}: {error.strerror})") from error
+        raise UsageError(
+            f"{options.source} is neither a bundle nor a run with best weights "
+            f"({best / 'about.json'}: {error.strerror})"
+        ) from error
     config = from_mapping(about["config"])
     policy = config.policy if options.cap is None else replace(config.policy, cap=options.cap)
     network = GraphNetwork(SPECS[config.graph], policy)
     network.load_state_dict(load_file(str(best / "weights.safetensors")))
-    name = options.name or options.out.name
-    bundle.export(
+    bundle_export.export(
         network,
         config.shop,
-        options.out,
+        folder,
         name=name,
         seed=config.seed,
         training={
             "warm_start": None,
             "config": about["config"],
-            "course": course(options.run),
+            "course": course(options.source),
             "after_training": {} if options.cap is None else {"cap": options.cap},
         },
-        results={key: value for key, value in about.items() if key.startswith("validation/") or key == "iteration"},
+        results={
+            "validation": {k: v for k, v in about.items() if k.startswith("validation/") or k == "iteration"},
+            "evaluations": [],
+        },
         revision=_revision(),
+        onnx=options.onnx,
     )
-    log_bundle(options.run, options.out)
-    size = sum(file.stat().st_size for file in options.out.iterdir())
-    Console(soft_wrap=True).print(f"{name}: {options.out}, {size / 1e6:.2f} MB, golden cases replayed", markup=False)
-    return 0
+
+
+def _from_bundle(options: argparse.Namespace, folder: Path, name: str) -> None:
+    """The same weights again, with evaluations attached, under another cap or name, or by a newer exporter."""
+    loaded = bundle.load(options.source, "numpy")
+    manifest, training, results = loaded.manifest, loaded.manifest["training"], loaded.manifest["results"]
+    config: PolicyConfig = build(PolicyConfig, manifest["architecture"], "architecture")
+    if options.cap is not None and options.cap != config.cap:
+        config = replace(config, cap=options.cap)
+        training = {**training, "after_training": {**training.get("after_training", {}), "cap": options.cap}}
+        results = {**results, "evaluations": []}  # they were another policy's
+        if options.results:
+            raise UsageError("--results are those of the bundle as it is; change its cap first, then evaluate it")
+    results = attached(results, options.results, loaded.digest)
+    shop: ShopConfig = build(ShopConfig, manifest["shop"], "shop")
+    weights = {key: torch.from_numpy(value) for key, value in bundle.stored_weights(options.source).items()}
+    remarks = {**manifest, "training": training, "results": results}
+    bundle_export.write(weights, loaded.runtime.spec, config, shop, folder, name, remarks, onnx=options.onnx)
 
 
 def course(run: Path) -> dict[str, Any]:
@@ -66,7 +116,7 @@ def course(run: Path) -> dict[str, Any]:
     if (run / "timing.jsonl").exists():
         for line in (run / "timing.jsonl").read_text(encoding="utf-8").splitlines():
             timing = json.loads(line)
-            seconds += timing.get("rollout_s", 0.0) + timing.get("update_s", 0.0)  # none at the start
+            seconds += timing["rollout_s"] + timing["update_s"]
     resumed = run / "resumed.jsonl"
     return {
         "iterations": rows[-1]["iteration"],
@@ -91,14 +141,23 @@ def _revision() -> str | None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dispatchgym export",
-        description="Write a run's best weights as a policy bundle: manifest.json, weights.safetensors, golden.npz. "
-        "The bundle is loaded again before it replaces anything; it works as policy bundle:DIR. Where the run "
-        "has an entry in wandb, the bundle is added to it as an artifact.",
+        description="Write a run's best weights as a policy bundle: manifest.json, weights.safetensors, policy.onnx, "
+        "golden.npz. Before it replaces anything it is loaded again in every runtime, and their logits must agree. "
+        "It works as policy bundle:DIR. With a bundle as the source, the same weights are written again: to attach "
+        "results, to put a cap on it, to give it another name.",
     )
-    parser.add_argument("run", type=Path, help="run directory of `dispatchgym train`")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the bundle")
+    parser.add_argument("source", type=Path, help="run directory of `dispatchgym train`, or a bundle")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the bundle, or a file ending in .zip")
+    parser.add_argument(
+        "--results", type=Path, nargs="+", default=[], metavar="SUMMARY",
+        help="summary.json of evaluations of the source bundle, to go into the manifest",
+    )  # fmt: skip
     parser.add_argument(
         "--cap", type=float, help="put a cap on the jobs in the shop, a share of the machines; the manifest says so"
     )
     parser.add_argument("--name", help="what results call it (default: the folder's name)")
+    parser.add_argument(
+        "--no-onnx", dest="onnx", action="store_false",
+        help="leave policy.onnx out; needed where the packages onnx and onnxscript are not installed",
+    )  # fmt: skip
     return parser

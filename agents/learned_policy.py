@@ -1,21 +1,18 @@
-"""Learned policies by name, for evaluations: `bundle:NAME`, `bundle:PATH`, `bundle:NAME@128`."""
+"""Learned policies by name, for evaluations: `bundle:NAME`, `bundle:PATH`, `bundle:NAME@128`, `learned`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
-
-import numba
-import numpy as np
-import torch
 
 from dispatchgym.agents import bundle as bundles
 from dispatchgym.agents.bundle import Bundle
 from dispatchgym.agents.evaluation.policies import Answer, Kind, Run, number
 from dispatchgym.agents.evaluation.problem import Problem
-from dispatchgym.agents.playing import play
-from dispatchgym.agents.shop_runs import ShopRuns
+from dispatchgym.agents.greedy_run import play_greedily
+from dispatchgym.agents.runtime import RuntimeName
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.jobshop.batch import ShopConfig
 from dispatchgym.envs.jobshop.scenario import Scenario
@@ -41,6 +38,7 @@ class LearnedPolicy:
         builder_name: of the classic shop, part of what was trained.
         samples: 0 for the greedy run.
         temperature: of the samples.
+        runtime: of the greedy run.
     """
 
     called: str
@@ -50,6 +48,7 @@ class LearnedPolicy:
     builder_name: str
     samples: int = 0
     temperature: float = 1.0
+    runtime: RuntimeName = "onnx"
 
     @property
     def name(self) -> str:
@@ -75,39 +74,86 @@ class LearnedPolicy:
         return self.builder_name
 
     def versions(self) -> dict[str, str | int]:
-        return {
-            "numba": numba.__version__,
-            "numpy": np.__version__,
-            "torch": torch.__version__,
-            "bundle": self.digest[:16],
-        }
+        libraries = ("numba", "numpy", "torch" if self.samples else "onnxruntime")
+        return {**{name: metadata.version(name) for name in libraries}, "bundle": self.digest[:16]}
 
     def prepare(self, problem: Problem) -> Run:
-        loaded = _loaded(self.folder, self.digest)
+        loaded = _loaded(self.folder, self.digest, "torch" if self.samples else self.runtime)
         shop = loaded.shop
         if shop.is_blocking:
             shop = ShopConfig(problem.variant, on_interrupt=problem.on_interrupt)
 
         def run(scenario: Scenario | None, seed: int) -> Answer:
-            torch.set_num_threads(1)
-            scenarios = None if scenario is None else [scenario]
-            if not self.samples:
-                runs = ShopRuns.of([problem.instance], shop, loaded.network.spec.graph, scenarios=scenarios)
-                play(loaded.network, runs)
-                return Answer(runs.schedule(0), decisions=int(runs.decisions[0]))
-            best, decisions = None, 0
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                for begin in range(0, self.samples, SAMPLES_AT_ONCE):
-                    count = min(SAMPLES_AT_ONCE, self.samples - begin)
-                    runs = ShopRuns.of([problem.instance], shop, loaded.network.spec.graph, count)
-                    found = play(loaded.network, runs, self.temperature)
-                    decisions += int(runs.decisions.sum())
-                    if best is None or found.min() < best.makespan:
-                        best = runs.schedule(int(found.argmin()))
-            return Answer(best, decisions=decisions)
+            if self.samples:
+                return self._best_of_many(loaded, problem, shop, seed)
+            over = play_greedily(loaded.runtime, problem.instance, shop, scenario)
+            return Answer(over.schedule(0), decisions=int(over.shop.decisions[0]))
 
         return run
+
+    def _best_of_many(self, loaded: Bundle, problem: Problem, shop: ShopConfig, seed: int) -> Answer:
+        """In batches, by torch, which only this needs."""
+        import torch
+
+        from dispatchgym.agents.playing import play
+        from dispatchgym.agents.shop_runs import ShopRuns
+        from dispatchgym.agents.torch_network import TorchNetwork
+
+        assert isinstance(loaded.runtime, TorchNetwork)
+        network = loaded.runtime.network
+        torch.set_num_threads(1)
+        best, decisions = None, 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for begin in range(0, self.samples, SAMPLES_AT_ONCE):
+                count = min(SAMPLES_AT_ONCE, self.samples - begin)
+                runs = ShopRuns.of([problem.instance], shop, network.spec.graph, count)
+                found = play(network, runs, self.temperature)
+                decisions += int(runs.decisions.sum())
+                if best is None or found.min() < best.makespan:
+                    best = runs.schedule(int(found.argmin()))
+        return Answer(best, decisions=decisions)
+
+
+@dataclass(frozen=True, slots=True)
+class ShippedPolicy:
+    """In each shop the shipped bundle that was trained for it.
+
+    Args:
+        by_variant: (shop, its policy).
+        suffix: what stood behind `learned`.
+    """
+
+    by_variant: tuple[tuple[Variant, LearnedPolicy], ...]
+    suffix: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"learned{self.suffix}"
+
+    @property
+    def kind(self) -> Kind:
+        return self.by_variant[0][1].kind
+
+    @property
+    def variants(self) -> frozenset[Variant]:
+        return frozenset(variant for variant, _ in self.by_variant)
+
+    @property
+    def is_random(self) -> bool:
+        return self.by_variant[0][1].is_random
+
+    def builder(self, variant: Variant) -> str | None:
+        return dict(self.by_variant)[variant].builder(variant)
+
+    def versions(self) -> dict[str, str | int]:
+        found: dict[str, str | int] = {}
+        for _, policy in self.by_variant:
+            found |= policy.versions()
+        return found | {"bundle": " ".join(f"{variant}:{policy.digest[:16]}" for variant, policy in self.by_variant)}
+
+    def prepare(self, problem: Problem) -> Run:
+        return dict(self.by_variant)[problem.variant].prepare(problem)
 
 
 def parse_bundle(spec: str, delta: float = 0.0) -> LearnedPolicy:
@@ -130,16 +176,41 @@ def parse_bundle(spec: str, delta: float = 0.0) -> LearnedPolicy:
             raise UsageError(f"policy {spec!r}: {option!r} is not an option of a bundle; known: temperature0.7")
         temperature = number(spec, option, option.removeprefix("temperature"), 0.01, 10.0)
     folder = bundles.find(called).resolve()
-    loaded = bundles.load(folder)
+    loaded = bundles.load(folder, "numpy")
     return LearnedPolicy(
-        called, folder, loaded.digest, loaded.shop.variant, loaded.shop.builder_name, int(limit or 0), temperature
+        called,
+        folder,
+        loaded.digest,
+        loaded.shop.variant,
+        loaded.shop.builder_name,
+        int(limit or 0),
+        temperature,
+        "onnx" if bundles.ONNX in loaded.manifest["files"] else "numpy",
     )
 
 
+def parse_learned(spec: str, delta: float = 0.0) -> ShippedPolicy:
+    """`learned`: the shipped bundle that was trained for the suite's shop, with the options of `bundle:NAME`.
+
+    Raises:
+        UsageError: a wrong option.
+    """
+    suffix = spec[len("learned") :]
+    if suffix and suffix[0] not in "@+":
+        raise UsageError(f"policy {spec!r}: write learned or learned@128")
+    policies = [parse_bundle(f"bundle:{name}{suffix}") for name in bundles.shipped()]
+    own: dict[Variant, LearnedPolicy] = {}
+    for policy in policies:
+        for variant in policy.variants:
+            if variant not in own or policy.trained_for == variant:
+                own[variant] = policy
+    return ShippedPolicy(tuple(sorted(own.items())), suffix)
+
+
 @lru_cache(maxsize=8)
-def _loaded(folder: Path, digest: str) -> Bundle:
+def _loaded(folder: Path, digest: str, runtime: RuntimeName) -> Bundle:
     """The bundle, read once a process."""
-    loaded = bundles.load(folder)
+    loaded = bundles.load(folder, runtime)
     if loaded.digest != digest:
         raise UsageError(f"{folder}: the bundle has changed since the evaluation began")
     return loaded

@@ -217,6 +217,7 @@ FAMILIES = Registry(
         "clairvoyant": "dispatchgym.agents.evaluation.solver_policies:parse_clairvoyant",
         "rolling": "dispatchgym.agents.evaluation.solver_policies:parse_rolling",
         "bundle": "dispatchgym.agents.learned_policy:parse_bundle",
+        "learned": "dispatchgym.agents.learned_policy:parse_learned",
     },
 )
 """First word of a policy's name -> parser of the whole name; rules need no entry."""
@@ -231,13 +232,17 @@ FORMS = (
         "cp-sat@10s, cp-sat@5d",
         "OR-Tools CP-SAT for 10 s of wall time, or for 5 deterministic seconds (the same work anywhere)",
     ),
-    ("cp-sat@10s+hint:RULE", "started from the rule's schedule; +workers:4 for more than one search thread"),
+    (
+        "cp-sat@10s+hint:RULE",
+        "started from the rule's schedule, or that of bundle:NAME or learned; +workers:4 for more search threads",
+    ),
     ("clairvoyant@10s", "CP-SAT told every shutdown beforehand: the reference of the interrupting shop"),
     (
         "rolling@1s",
         "CP-SAT planning anew at each shutdown, repair and arrival, 1 s each (or 1d); knows no more than a rule",
     ),
     ("bundle:NAME, bundle:PATH", "a learned policy; @128: best of 128 sampled runs (+temperature0.7: closer ones)"),
+    ("learned", "in each shop the shipped bundle that was trained for it; @128 as above"),
 )
 """How a policy may be written, and what it is: what `--list` prints."""
 

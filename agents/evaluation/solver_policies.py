@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -11,9 +12,11 @@ from dispatchgym.agents.evaluation.policies import (
     ALL_VARIANTS,
     Answer,
     Kind,
+    Policy,
     RulePolicy,
     Run,
     number,
+    parse_policy,
     parse_rule,
     parts,
 )
@@ -25,6 +28,10 @@ from dispatchgym.solvers.jobshop import cp_sat
 from dispatchgym.solvers.jobshop.rolling import rolling
 
 MOST_WORKERS = 128
+LEARNED = ("bundle", "learned")
+"""Policies, other than rules, that can give a hint: those that play once."""
+LEAST_S = 0.001
+"""What is left to the solver where the hint took the whole limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +58,15 @@ class CpSatPolicy:
     """One solve of the whole problem.
 
     Args:
-        limit: of the solve.
+        limit: of the solve; a wall limit includes making the hint.
         workers: search threads; one, so that a pool of evaluations does not oversubscribe the machine.
-        hint: rule whose schedule the search starts from.
+        hint: rule or learned policy whose schedule the search starts from.
         is_clairvoyant: in the interrupting shop only, knowing every shutdown; otherwise in the other shops only.
     """
 
     limit: Limit
     workers: int = 1
-    hint: RulePolicy | None = None
+    hint: Policy | None = None
     is_clairvoyant: bool = False
 
     @property
@@ -72,7 +79,8 @@ class CpSatPolicy:
 
     @property
     def variants(self) -> frozenset[Variant]:
-        return frozenset(("isbjssp",)) if self.is_clairvoyant else ALL_VARIANTS - {"isbjssp"}
+        own: frozenset[Variant] = frozenset(("isbjssp",)) if self.is_clairvoyant else ALL_VARIANTS - {"isbjssp"}
+        return own & self.hint.variants if self.hint else own
 
     @property
     def is_random(self) -> bool:
@@ -82,24 +90,30 @@ class CpSatPolicy:
         return None
 
     def versions(self) -> dict[str, str | int]:
-        return {"ortools": ortools_version(), "solver_workers": self.workers}
+        of_hint = self.hint.versions() if self.hint else {}
+        return {**of_hint, "ortools": ortools_version(), "solver_workers": self.workers}
 
     def prepare(self, problem: Problem) -> Run:
-        cap, notes = self.hint.chosen_cap(problem) if self.hint else (None, {})
+        make_hint = self.hint.prepare(problem) if self.hint else None
 
         def run(scenario: Scenario | None, seed: int) -> Answer:
-            hint = self.hint.rollout(problem, scenario, seed, cap).schedule if self.hint else None
+            began = time.perf_counter()
+            hint = make_hint(scenario, seed) if make_hint else None
+            spent = time.perf_counter() - began if hint else 0.0
             solution = cp_sat.solve(
                 problem.instance,
                 variant=problem.variant,
                 scenario=scenario,
-                time_limit=self.limit.wall,
+                time_limit=None if self.limit.wall is None else max(self.limit.wall - spent, LEAST_S),
                 deterministic_limit=self.limit.deterministic,
                 workers=self.workers,
                 seed=seed,
-                hint=hint,
+                hint=hint.schedule if hint else None,
             )
-            history = tuple((each.wall_s, each.objective, each.bound) for each in solution.history)
+            history = tuple((spent + each.wall_s, each.objective, each.bound) for each in solution.history)
+            notes = dict(hint.notes) if hint else {}
+            if hint and hint.schedule:
+                notes |= {"hint_s": round(spent, 6), "hint_makespan": hint.schedule.makespan}
             return Answer(solution.schedule, solution.status, None, solution.bound, history, notes)
 
         return run
@@ -160,7 +174,7 @@ class RollingPolicy:
 
 
 def parse_cp_sat(spec: str, delta: float) -> CpSatPolicy:
-    """`cp-sat@10s`, `cp-sat@5d`, with `+hint:RULE` and `+workers:N`."""
+    """`cp-sat@10s`, `cp-sat@5d`, with `+hint:RULE`, `+hint:bundle:NAME` or `+hint:learned`, and `+workers:N`."""
     limit, workers, hint = _parse(spec, delta, "cp-sat")
     return CpSatPolicy(limit, workers, hint)
 
@@ -174,16 +188,16 @@ def parse_clairvoyant(spec: str, delta: float) -> CpSatPolicy:
 def parse_rolling(spec: str, delta: float) -> RollingPolicy:
     """`rolling@1s` or `rolling@1d` for each planning, with `+hint:RULE` and `+workers:N`."""
     limit, workers, hint = _parse(spec, delta, "rolling")
-    if hint is not None and hint.name != hint.rule:
+    if hint is not None and not (isinstance(hint, RulePolicy) and hint.name == hint.rule):
         raise UsageError(f"policy {spec!r}: the first plan starts from a plain rule such as hint:mwkr")
-    return RollingPolicy(limit, workers, hint.rule if hint else "mwkr")
+    return RollingPolicy(limit, workers, hint.name if hint else "mwkr")
 
 
-def _parse(spec: str, delta: float, family: str) -> tuple[Limit, int, RulePolicy | None]:
-    head, limit, options = parts(spec.lower())
-    if head != family:
+def _parse(spec: str, delta: float, family: str) -> tuple[Limit, int, Policy | None]:
+    head, limit, options = parts(spec)
+    if head.lower() != family:
         raise UsageError(f"policy {spec!r}: write {family}@10s, not {head}")
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|d)", limit or "")
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|d)", (limit or "").lower())
     if not match or float(match[1]) <= 0:
         raise UsageError(
             f"policy {spec!r} needs a limit above 0: {family}@10s in wall seconds or {family}@5d in deterministic ones"
@@ -191,18 +205,24 @@ def _parse(spec: str, delta: float, family: str) -> tuple[Limit, int, RulePolicy
     workers, hint = 1, ""
     for option in options:
         key, _, value = option.partition(":")
-        if key == "workers":
+        if key.lower() == "workers":
             workers = int(number(spec, option, value, 1, MOST_WORKERS))
-        elif key == "hint" and value:
+        elif key.lower() == "hint" and value:
             hint = value
         elif hint:
             hint += f"+{option}"  # an option of the hint's rule, such as its cap
         else:
             raise UsageError(f"policy {spec!r}: {option!r} is not an option of {family}; known: hint:RULE, workers:2")
-    return Limit(float(match[1]), match[2] == "d"), workers, parse_rule(hint, delta) if hint else None
+    return Limit(float(match[1]), match[2] == "d"), workers, _hint(hint, delta) if hint else None
 
 
-def _suffix(workers: int, hint: RulePolicy | None) -> str:
+def _hint(hint: str, delta: float) -> Policy:
+    if hint.lower().partition(":")[0] not in LEARNED:
+        return parse_rule(hint, delta)
+    return parse_policy(hint, delta)
+
+
+def _suffix(workers: int, hint: Policy | None) -> str:
     return (f"+hint:{hint.name}" if hint else "") + (f"+workers:{workers}" if workers > 1 else "")
 
 
