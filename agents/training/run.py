@@ -340,8 +340,8 @@ def train(config: TrainConfig, folder: Path, report: Report, resume: bool = Fals
         outcome = str(error)
         raise
     finally:
-        tracker.finish(outcome == "finished")
         write_run_report(folder, outcome)
+        tracker.finish(outcome == "finished")
     return callback
 
 

@@ -95,6 +95,7 @@ class Tracker:
         self.folder = folder
         self.evaluations = Evaluations(config.validation.rules)
         self._evaluated = 0
+        self._has_failed = False
         self._rule_pictures: dict[str, npt.NDArray[np.uint8]] = {}
         self._run: Run | None = None
         self._open = ExitStack()
@@ -158,7 +159,9 @@ class Tracker:
             yield
         except Exception as error:  # whatever a tracker or its service comes up with: no reason to lose a training
             self._run = None
-            LOG.warning("wandb failed (%s); the run directory holds everything without it", _said(error))
+            if not self._has_failed:
+                LOG.warning("wandb failed (%s); the run directory holds everything without it", _said(error))
+            self._has_failed = True
 
 
 def log_bundle(run: Path, bundle: Path) -> bool:
