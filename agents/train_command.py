@@ -166,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
         "config.resolved.yaml, metrics.jsonl, timing.jsonl, checkpoints/, best/ (by validation), report.html, and "
         "wandb/ for `wandb sync`: nothing is sent unless tracking.wandb=online.",
         epilog=f"keys and their defaults:\n{keys}\n\n"
-        "example: dispatchgym train configs/jobshop/classic.yaml seed=1 ppo.entropy=0.01 --out runs/one",
+        "example: dispatchgym train configs/jobshop/taillard.yaml seed=1 ppo.entropy=0.01 --out runs/one",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", nargs="?", type=Path, help="YAML file; its keys are listed below")
