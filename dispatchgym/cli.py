@@ -37,6 +37,10 @@ COMMANDS: Mapping[str, Command] = {
         "dispatchgym.dashboards.command:main",
         "show the wandb dashboard of training runs, or save it in a project",
     ),
+    "bundles": Command(
+        "dispatchgym.agents.bundles_command:main",
+        "list the shipped policy bundles with their results, or show one",
+    ),
     "data": Command(
         "dispatchgym.envs.data_command:main",
         "list the published instances, write them or random ones as text files",
