@@ -30,10 +30,9 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
-    from dispatchgym.agents.training.tracking import KEY_HELP, has_key
+    from dispatchgym.agents.training.tracking import require_key
 
-    if not has_key():
-        raise UsageError(f"saving a dashboard needs a key: {KEY_HELP}; `dispatchgym dashboard show` needs none")
+    require_key("saving a dashboard")
     from dispatchgym.dashboards.training import workspace
 
     board = workspace(entity=options.entity, project=options.project)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import netrc
 import os
 import re
 import secrets
@@ -11,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -30,26 +28,21 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-SERVER = "https://api.wandb.ai"
-
 INIT_S = 30.0
 """A server that has not answered by then is done without."""
 
 FINISH_S = 120.0
 """An upload that is not done so long after the training is left to `wandb sync`."""
 
-KEY_HELP = "set WANDB_API_KEY (or run `wandb login`)"
 
+def require_key(what: str) -> None:
+    """Check that wandb can be asked to do `what`.
 
-def has_key() -> bool:
-    """Whether wandb has a key for its server: WANDB_API_KEY, or what `wandb login` left in the netrc file."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", SERVER)).hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    Raises:
+        UsageError: WANDB_API_KEY is not set.
+    """
+    if not os.environ.get("WANDB_API_KEY"):
+        raise UsageError(f"{what} needs wandb's key; set WANDB_API_KEY")
 
 
 def payload(row: Mapping[str, Any], timing: Mapping[str, float], evaluations: Evaluations) -> dict[str, Any]:
@@ -89,8 +82,8 @@ class Tracker:
     """
 
     def __init__(self, config: TrainConfig, folder: Path) -> None:
-        if config.tracking.wandb == "online" and not has_key():
-            raise UsageError(f"tracking.wandb=online needs a key: {KEY_HELP}; offline, the default, needs none")
+        if config.tracking.wandb == "online":
+            require_key("tracking.wandb=online")
         self.config = config
         self.folder = folder
         self.evaluations = Evaluations(config.validation.rules)

@@ -23,7 +23,7 @@ from dispatchgym.agents.training import tracking
 from dispatchgym.agents.training.config import load
 from dispatchgym.agents.training.evaluations import Evaluations
 from dispatchgym.agents.training.run import train
-from dispatchgym.agents.training.tracking import Tracker, evaluation_table, has_key, log_bundle, payload
+from dispatchgym.agents.training.tracking import Tracker, evaluation_table, log_bundle, payload
 from dispatchgym.envs.api import UsageError
 from tests.agents.training.wandb_log import artifacts, history, logs, names, records
 
@@ -251,29 +251,13 @@ def test_disabled_means_no_trace(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No key in the environment, and where the netrc file would be."""
+def test_online_without_a_key_is_refused_before_anything_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    return tmp_path / "netrc"
-
-
-def test_online_without_a_key_is_refused_before_anything_happens(no_key: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="set WANDB_API_KEY"):
         main([*TINY, "tracking.wandb=online", "--out", str(tmp_path / "run")])
     assert not (tmp_path / "run" / "wandb").exists()
-
-
-def test_a_key_is_found_where_wandb_looks_for_it(no_key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not has_key()
-    no_key.write_text("machine api.wandb.ai login user password 0123")
-    assert has_key()
-    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert not has_key()
-    monkeypatch.setenv("WANDB_API_KEY", "0123")
-    assert has_key()
 
 
 COURSE = [
