@@ -36,7 +36,9 @@ class OnnxNetwork(Runtime):
         options.log_severity_level = 3
         options.add_external_initializers_from_files_in_memory([file], [weights], [len(weights)])
         try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                model, options, providers=["CPUExecutionProvider"], enable_fallback=False
+            )
         except Exception as error:  # onnxruntime's errors have no common root of their own
             raise onnx_file.OnnxFileError(f"onnxruntime refuses it ({_first_line(error)})") from error
         found = sorted(value.name for value in self._session.get_inputs())
