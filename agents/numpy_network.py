@@ -290,7 +290,9 @@ def _gelu(x: F32) -> F32:
 def _normed(x: F32) -> F32:
     """Rows of mean 0 and variance 1."""
     width = np.float32(x.shape[1])
-    y: F32 = x - np.add.reduce(x, 1, keepdims=True) / width
+    mean: F32 = np.add.reduce(x, 1, keepdims=True)
+    mean /= width
+    y = x - mean
     spread: F32 = np.einsum("ij,ij->i", y, y)
     spread /= width
     spread += _EPS
