@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dispatchgym.envs.api import InvalidInstanceError, UsageError
 from dispatchgym.envs.packing.instance import FOREVER, WHOLE_GPU, Nodes, PackingInstance, Pods, Typical, Workload
+from dispatchgym.envs.packing.log import Log
+from dispatchgym.envs.packing.state import BIND, KIND_COLUMN, POD_COLUMN
 from dispatchgym.envs.registry import unknown_name
 
 WORKLOADS = ("default", "cpu250", "gpushare100", "gpuspec33", "multigpu50")
@@ -148,6 +150,24 @@ def arrivals(
     )
     mixed = nodes.take(rng.permutation(len(nodes)).tolist())
     return PackingInstance(name, mixed, arriving, workloads, typical=Typical.of(pods, workloads))
+
+
+def allocation_curve(instance: PackingInstance, log: Log, arrived_pct: Sequence[int]) -> list[float]:
+    """GPUs allocated, per cent of the cluster's, when the pods that arrived ask for so many per cent of them.
+
+    As published: the mean over the arrivals whose cumulated demand rounds to that per cent; nan where there is none.
+    For runs of `arrivals` without evictions, where event times are arrival numbers.
+    """
+    demand = instance.pods.gpus.astype(np.int64) * instance.pods.gpu_milli
+    gained = np.zeros(len(demand), np.int64)
+    bound = log.rows[log.rows[:, KIND_COLUMN] == BIND, POD_COLUMN]
+    gained[bound] = demand[bound]
+    percent = 100.0 / (WHOLE_GPU * int(instance.nodes.gpus.sum()))
+    arrived, allocated = np.cumsum(demand) * percent, np.cumsum(gained) * percent
+    return [
+        float(allocated[at].mean()) if at.any() else float("nan")
+        for at in (np.round(arrived) == pct for pct in arrived_pct)
+    ]
 
 
 def _columns(

@@ -24,7 +24,7 @@ U8 = npt.NDArray[np.uint8]
 
 FUTURE, QUEUED, ASIDE, RUNNING, GONE = range(5)  # status of a pod
 BIND, MOVE, EVICT, DEPART = range(4)  # kinds of log rows
-POD_COLUMN = 2  # of the log: time, kind, pod, node, slots, cause
+KIND_COLUMN, POD_COLUMN = 1, 2  # of the log: time, kind, pod, node, slots, cause
 
 
 class Mode(NamedTuple):
