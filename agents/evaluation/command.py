@@ -128,15 +128,15 @@ def _finish(
         "versions": evaluation.settings["versions"],
         "notes": list(evaluation.notes),
     }
-    tuned, plannings = remarks.tuned(finished), remarks.plannings(finished)
-    lines = [*remarks.cap_lines(tuned), *map(remarks.planning_line, plannings)]
+    tuned, plannings, hints = remarks.tuned(finished), remarks.plannings(finished), remarks.hints(finished)
+    lines = [*remarks.cap_lines(tuned), *map(remarks.planning_line, plannings), *map(remarks.hint_line, hints)]
     write_results(rows, folder / "results.json")
     write_summary(
         entries,
         folder / "summary.json",
         head,
         failures,
-        {"tuned": tuned, "plannings": plannings, "conflicts": contradictions},
+        {"tuned": tuned, "plannings": plannings, "hints": hints, "conflicts": contradictions},
     )
     report.write_report(folder / "report.html", head, finished, rows, entries, failures, lines, contradictions)
     print_summary(entries, out)

@@ -1,4 +1,4 @@
-"""What runs noted beside their results, gathered for the summary and for readers: tuned caps, times of planning."""
+"""What runs noted beside their results, gathered for summary and readers: tuned caps, hints, times of planning."""
 
 from __future__ import annotations
 
@@ -55,6 +55,31 @@ def plannings(finished: Finished) -> list[dict[str, Any]]:
         }
         for (variant, group, policy), runs in found.items()
     ]
+
+
+def hints(finished: Finished) -> list[dict[str, Any]]:
+    """What solvers started from, one entry a policy and group: how good the hints were and how long they took."""
+    found: dict[tuple[Variant, str, str], list[Mapping[str, Any]]] = {}
+    for item, result in finished:
+        if "hint_s" in result.notes:
+            found.setdefault((item.problem.variant, item.problem.group, item.policy.name), []).append(result.notes)
+    return [
+        {
+            "variant": variant,
+            "group": group,
+            "policy": policy,
+            "mean_makespan": mean([note["hint_makespan"] for note in notes]).item(),
+            "mean_s": mean([note["hint_s"] for note in notes]).item(),
+            "longest_s": max(note["hint_s"] for note in notes),
+        }
+        for (variant, group, policy), notes in found.items()
+    ]
+
+
+def hint_line(each: Mapping[str, Any]) -> tuple[Variant, str]:
+    """The shop, and what a solver's hint was worth and cost in one of its groups."""
+    said = f"hint of makespan {each['mean_makespan']:.1f} on average after {seconds(each['mean_s'])}"
+    return each["variant"], f"{each['policy']} in {each['variant']} {each['group']}: {said}"
 
 
 def planning_line(each: Mapping[str, Any]) -> tuple[Variant, str]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dispatchgym.agents.evaluation import request
+from dispatchgym.agents import bundle
+from dispatchgym.agents.evaluation import request, solver_policies
 from dispatchgym.agents.evaluation.command import main
 from dispatchgym.agents.evaluation.policies import parse_policies, parse_policy
 from dispatchgym.agents.evaluation.request import Options, prepare
 from dispatchgym.agents.evaluation.results import make_rows
 from dispatchgym.agents.evaluation.work import WorkItem, execute, plan
-from dispatchgym.envs.api import UsageError
+from dispatchgym.envs.api import UnknownNameError, UsageError
 from dispatchgym.envs.jobshop import library, text
 from tests.agents.evaluation.examples import problem
 
@@ -100,3 +103,57 @@ def test_threads_that_outnumber_the_cores_are_noted(monkeypatch: pytest.MonkeyPa
     (note,) = notes("cp-sat@1s+workers:2", 4)
     assert "2 threads in each of 4 process(es) on 4 core(s)" in note
     assert "--workers 2 would fit" in note
+
+
+@pytest.mark.parametrize("hint", ["bundle:jobshop-classic", "learned", "lrpt"])
+def test_a_hint_is_where_the_search_starts_and_its_time_is_told(hint: str) -> None:
+    shop = problem(library.load("la06"))
+    alone = execute(WorkItem(shop, parse_policy(hint), 0))
+    hinted = execute(WorkItem(shop, parse_policy(f"cp-sat@0.0001d+hint:{hint}"), 0))
+    assert hinted.message == ""
+    assert hinted.value is not None
+    assert alone.value is not None
+    assert hinted.value <= alone.value
+    assert hinted.notes["hint_makespan"] == alone.value
+    assert 0 < hinted.notes["hint_s"] <= hinted.wall_s
+    assert hinted.history[0][0] >= hinted.notes["hint_s"]
+
+
+def test_the_time_of_a_hint_comes_out_of_a_wall_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float | None] = []
+    solve = solver_policies.cp_sat.solve
+    monkeypatch.setattr(
+        solver_policies.cp_sat, "solve", lambda *a, **k: asked.append(k["time_limit"]) or solve(*a, **k)
+    )
+    result = execute(WorkItem(problem(FT06), parse_policy("cp-sat@5s+hint:learned"), 0))
+    assert asked[-1] == pytest.approx(5 - result.notes["hint_s"], abs=1e-3)
+    execute(WorkItem(problem(FT06), parse_policy("cp-sat@0.5d+hint:learned"), 0))
+    assert asked[-1] is None
+
+
+def test_hints_go_where_their_policy_goes_and_keep_the_case_of_a_path(tmp_path: Path) -> None:
+    assert parse_policy("cp-sat@1s+hint:bundle:jobshop-classic").variants == {"jssp"}
+    assert parse_policy("cp-sat@1s+hint:learned").variants == {"jssp", "bws", "bns"}
+    assert parse_policy("clairvoyant@1s+hint:learned").variants == {"isbjssp"}
+    path = tmp_path / "My-Bundle"
+    shutil.copytree(bundle.find("jobshop-classic"), path)
+    name = parse_policy(f"CP-SAT@1s+hint:bundle:{path}+workers:2").name
+    assert name == f"cp-sat@1s+hint:bundle:{path}+workers:2"
+    with pytest.raises(UnknownNameError, match="did you mean 'jobshop-classic'"):
+        parse_policy("cp-sat@1s+hint:bundle:jobshop-clasic")
+    with pytest.raises(UsageError, match="plain rule"):
+        parse_policy("rolling@1s+hint:learned")
+
+
+def test_what_hints_cost_stands_in_the_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policies = "learned,cp-sat@0.01d+hint:learned"
+    assert main(["jobshop/random-4x3", "--policies", policies, "--workers", "0", "--out", str(tmp_path)]) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    (told,) = summary["hints"]
+    learned = next(e for e in summary["entries"] if e["policy"] == "learned" and e["group"] == "4x3")
+    rows = [row["value"] for row in json.loads((tmp_path / "results.json").read_text()) if row["policy"] == "learned"]
+    assert told["policy"] == "cp-sat@0.01d+hint:learned"
+    assert told["mean_makespan"] == pytest.approx(sum(rows) / len(rows))
+    assert 0 < told["mean_s"] <= told["longest_s"]
+    assert learned["failed"] == 0
+    assert "hint of makespan" in capsys.readouterr().out
