@@ -122,9 +122,12 @@ def test_a_hint_is_where_the_search_starts_and_its_time_is_told(hint: str) -> No
 def test_the_time_of_a_hint_comes_out_of_a_wall_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[float | None] = []
     solve = solver_policies.cp_sat.solve
-    monkeypatch.setattr(
-        solver_policies.cp_sat, "solve", lambda *a, **k: asked.append(k["time_limit"]) or solve(*a, **k)
-    )
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        asked.append(options["time_limit"])
+        return solve(*arguments, **options)
+
+    monkeypatch.setattr(solver_policies.cp_sat, "solve", watched)
     result = execute(WorkItem(problem(FT06), parse_policy("cp-sat@5s+hint:learned"), 0))
     assert asked[-1] == pytest.approx(5 - result.notes["hint_s"], abs=1e-3)
     execute(WorkItem(problem(FT06), parse_policy("cp-sat@0.5d+hint:learned"), 0))
