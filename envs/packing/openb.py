@@ -135,6 +135,8 @@ def arrivals(
     asked = int(demand.sum())
     while asked > target:
         asked -= int(demand[order.pop(int(rng.integers(len(order))))])
+    if not order:
+        raise UsageError(f"ratio {ratio} leaves none of the pods; raise it")
     if len(order) == len(pods):
         while True:
             p = int(rng.integers(len(pods)))
