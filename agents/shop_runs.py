@@ -26,6 +26,8 @@ from dispatchgym.solvers.jobshop.rules import rule_code
 
 T = TypeVar("T")
 
+LANES_A_THREAD = 4
+
 ROW_KINDS = ("op", "job", "machine", "candidate")
 """What the rows of the kernels' offset array count."""
 
@@ -71,7 +73,8 @@ def _count(_: int, batch: ShopBatch) -> npt.NDArray[np.int32]:
 class ShopRuns:
     """N environments, `rollouts` consecutive ones on each instance, shown to a network as graphs.
 
-    The environments are split into `lanes`, each a `ShopBatch` stepped by its own thread.
+    The environments are split into lanes, each a `ShopBatch`, and worked on by as many threads. With look-ahead
+    there are more lanes than threads: how long a lane takes differs much, and who is done early takes another.
 
     Args:
         num_instances: N / rollouts.
@@ -79,7 +82,7 @@ class ShopRuns:
         capacity: the largest instance that will be loaded.
         config: which shop.
         graph: which graph, "jobs" or "ops".
-        lanes: threads; the largest divisor of `num_instances` up to it is used.
+        lanes: threads; without look-ahead the largest divisor of `num_instances` up to it is used.
         device: where observations go.
     """
 
@@ -93,7 +96,9 @@ class ShopRuns:
         lanes: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        lanes = max(n for n in range(1, min(lanes, num_instances) + 1) if num_instances % n == 0)
+        threads = min(lanes, num_instances)
+        most = LANES_A_THREAD * threads if graph == "pilot" and threads > 1 else threads
+        lanes = max(n for n in range(1, min(most, num_instances) + 1) if num_instances % n == 0)
         self.num_envs = num_instances * rollouts
         self.rollouts = rollouts
         self.config = config
@@ -102,7 +107,7 @@ class ShopRuns:
             ShopBatch(self.num_envs // lanes, capacity, config, cast(GraphName, graph), rollouts) for _ in range(lanes)
         ]
         self.spec = self.batches[0].spec
-        self._pool = ThreadPoolExecutor(lanes) if lanes > 1 else None
+        self._pool = ThreadPoolExecutor(min(threads, lanes)) if lanes > 1 else None
         self._in_lane = self.num_envs // lanes
         self._action = np.zeros(0, np.int32)  # of every candidate of the last observation
         self._candidate_ptr = np.zeros(self.num_envs + 1, np.int32)

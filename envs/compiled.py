@@ -45,7 +45,7 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     would cost more than the arithmetic when thirty arrays travel in one tuple. They let other Python
     threads run meanwhile.
     """
-    *_, layer, world, _ = ("", *function.__module__.split("."))
+    _, layer, world, *_ = (*function.__module__.split("."), "", "")
     family = world if layer in ("envs", "solvers") else ""
     before, config.CACHE_DIR = config.CACHE_DIR, config.CACHE_DIR or _cache_folder(family)
     try:
