@@ -13,6 +13,7 @@ from dispatchgym.agents.evaluation.charts import Line, line_chart, short
 from dispatchgym.agents.evaluation.page import count, gantt_explorer, write_page
 from dispatchgym.agents.training.config import TrainConfig, load
 from dispatchgym.agents.training.evaluations import GREEDY, Evaluations
+from dispatchgym.envs.jobshop.schedule import Variant
 
 NOTES = (
     (
@@ -43,6 +44,14 @@ NOTES = (
     ),
 )
 
+SUITES: Mapping[Variant, str] = {
+    "jssp": "jobshop/taillard",
+    "bws": "blocking/lawrence",
+    "bns": "blocking/lawrence --variant bns",
+    "isbjssp": "interrupting/lawrence",
+}
+"""Where a policy of each shop is judged."""
+
 OUTCOMES = {
     "running": "Running, as of iteration {done} of {of}.",
     "finished": "Finished: {of} iterations.",
@@ -71,7 +80,7 @@ def write_run_report(folder: Path, outcome: str = "running") -> None:
         '<div class="cards">',
         _quality_card(config, evaluations),
         _speed_card(timings, rows),
-        _next_card(folder),
+        _next_card(config, folder),
         "</div>",
         _learning(rows, evaluations),
         _by_size(evaluations),
@@ -152,14 +161,15 @@ def _speed_card(timings: Sequence[Mapping[str, float]], rows: Sequence[Mapping[s
     return _card("Speed", facts)
 
 
-def _next_card(folder: Path) -> str:
-    run = escape(str(folder))
-    commands = (
+def _next_card(config: TrainConfig, folder: Path) -> str:
+    run, suite = escape(str(folder)), SUITES[config.shop.variant]
+    commands = [
         ("Export the best weights", f"dispatchgym export {run} --out BUNDLE"),
-        ("Judge them", "dispatchgym evaluate jobshop/taillard --policies lrpt,bundle:BUNDLE"),
+        ("Judge them", f"dispatchgym evaluate {suite} --policies lrpt,bundle:BUNDLE"),
         ("Train on", f"dispatchgym train --resume {run} iterations=N"),
-        ("Upload to wandb", f"wandb sync {run}/wandb/offline-run-*"),
-    )
+    ]
+    if (folder / "wandb").is_dir():
+        commands.append(("Upload to wandb", f"wandb sync {run}/wandb/offline-run-*"))
     said = "".join(f"<div><dt>{what}</dt><dd><code>{command}</code></dd></div>" for what, command in commands)
     return f'<div class="card"><h3>What next</h3><dl>{said}</dl></div>'
 
@@ -180,7 +190,27 @@ def _learning(rows: Sequence[Mapping[str, Any]], evaluations: Evaluations) -> st
         "Learning",
         _panel("Validation gap", line_chart(lines, "%"), "Greedy policy beside the rules, interquartile mean."),
         _curves(rows, "Return of a rollout", ("rollout/return", "mean"), ("rollout/best", "best of its instance")),
+        _ahead(evaluations),
         _curves(rows, "Spread of the rollouts of an instance", ("rollout/spread", "spread"), zero=True),
+    )
+
+
+def _ahead(evaluations: Evaluations) -> str:
+    """Points by which the policy is below the best rule of each size, evaluation by evaluation."""
+    points: dict[str, list[tuple[float, float]]] = {size: [] for size in evaluations.sizes}
+    for row in evaluations.rows:
+        ahead = evaluations.ahead(row)
+        for size, line in points.items():
+            if f"ahead/{size}" in ahead:
+                line.append((row["iteration"], ahead[f"ahead/{size}"]))
+    if len(evaluations.rows) < 2 or not any(points.values()):
+        return ""
+    tones = ("learned", "search", "solver", "rule", "clairvoyant")
+    lines = [Line(size, tones[k % len(tones)], line) for k, (size, line) in enumerate(points.items())]
+    return _panel(
+        "Ahead of the best rule, by size",
+        line_chart(lines, zero=True),
+        "Points by which the policy's gap is smaller than that of the best rule of the size.",
     )
 
 
