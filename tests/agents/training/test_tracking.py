@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -134,6 +135,18 @@ def test_every_figure_of_the_run_is_told_under_its_name(tracked: Path) -> None:
     assert told[2]["ahead/4x3"] == pytest.approx(
         min(told[0]["validation/lrpt/4x3"], told[0]["validation/mwkr/4x3"]) - told[2]["validation/greedy/4x3"]
     )
+
+
+def test_the_documentation_names_every_figure_and_no_other(tracked: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text()
+    told = {
+        name for name in names(tracked) if name.startswith(("ahead/", "rollout/", "speed/", "train/", "validation/"))
+    }
+    written = set(re.findall(r"`((?:ahead|rollout|speed|train|validation)/[\w/]+)`", page))
+    patterns = {name: name.replace("RULE", "(lrpt|mwkr)").replace("SIZE", "[0-9]+x[0-9]+") for name in written}
+    assert {name for name in told if not any(re.fullmatch(pattern, name) for pattern in patterns.values())} == set()
+    untold = {name for name, pattern in patterns.items() if not any(re.fullmatch(pattern, each) for each in told)}
+    assert untold == {"validation/best", "validation/best/SIZE"}  # this run draws no samples
 
 
 def test_the_configuration_is_told(tracked: Path) -> None:
