@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import tempfile
 from dataclasses import replace
@@ -21,9 +22,13 @@ from dispatchgym.agents.onnx_export import require_exporter
 from dispatchgym.agents.plain_values import build
 from dispatchgym.agents.policy import GraphNetwork
 from dispatchgym.agents.training.config import from_mapping
+from dispatchgym.agents.training.tracking import log_bundle
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.jobshop.batch import ShopConfig
 from dispatchgym.envs.jobshop.graph import SPECS
+
+OF_SIZE = re.compile(r"/\d+x\d+$")
+"""Ends figures of one size among the validation's: too many to keep for every evaluation."""
 
 
 def main(argv: list[str]) -> int:
@@ -40,6 +45,7 @@ def main(argv: list[str]) -> int:
             _from_bundle(options, folder, name)
         else:
             _from_run(options, folder, name)
+            log_bundle(options.source, folder)
         if is_zip:
             bundle_export.zipped(folder, out)
     size = out.stat().st_size if is_zip else sum(file.stat().st_size for file in out.iterdir())
@@ -108,7 +114,10 @@ def course(run: Path) -> dict[str, Any]:
     """How the training went: every evaluation, what was changed on the way, decisions and seconds spent."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     judged = [
-        {"iteration": row["iteration"], **{k: round(v, 3) for k, v in row.items() if k.startswith("validation/")}}
+        {
+            "iteration": row["iteration"],
+            **{k: round(v, 3) for k, v in row.items() if k.startswith("validation/") and not OF_SIZE.search(k)},
+        }
         for row in rows
         if "validation/greedy" in row
     ]
@@ -116,7 +125,7 @@ def course(run: Path) -> dict[str, Any]:
     if (run / "timing.jsonl").exists():
         for line in (run / "timing.jsonl").read_text(encoding="utf-8").splitlines():
             timing = json.loads(line)
-            seconds += timing["rollout_s"] + timing["update_s"]
+            seconds += timing.get("rollout_s", 0.0) + timing.get("update_s", 0.0)  # none at the start
     resumed = run / "resumed.jsonl"
     return {
         "iterations": rows[-1]["iteration"],
@@ -144,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Write a run's best weights as a policy bundle: manifest.json, weights.safetensors, policy.onnx, "
         "golden.npz. Before it replaces anything it is loaded again in every runtime, and their logits must agree. "
         "It works as policy bundle:DIR. With a bundle as the source, the same weights are written again: to attach "
-        "results, to put a cap on it, to give it another name.",
+        "results, to put a cap on it, to give it another name. A run's entry in wandb gets the bundle as an artifact.",
     )
     parser.add_argument("source", type=Path, help="run directory of `dispatchgym train`, or a bundle")
     parser.add_argument("--out", type=Path, required=True, help="folder of the bundle, or a file ending in .zip")

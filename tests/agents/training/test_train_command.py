@@ -267,5 +267,5 @@ def test_a_run_exports_to_a_bundle_that_remembers_it(finished: Path, tmp_path: P
     assert loaded.shop.variant == "isbjssp"
     assert loaded.manifest["training"]["course"]["iterations"] == 4
     assert [row["iteration"] for row in loaded.manifest["training"]["course"]["validation"]] == [0, 2, 4]
-    with pytest.raises(UsageError, match="no best weights"):
+    with pytest.raises(UsageError, match="neither a bundle nor a run with best weights"):
         export([str(tmp_path), "--out", str(tmp_path / "x")])
