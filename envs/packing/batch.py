@@ -164,7 +164,8 @@ class PackingBatch:
     @property
     def over(self) -> npt.NDArray[np.bool_]:
         """Shape (N,): every pod that has arrived runs, is done, or can only wait for ever."""
-        return self.cluster.env["over"].astype(np.bool_)
+        over: npt.NDArray[np.bool_] = self.cluster.env["over"].astype(np.bool_)
+        return over
 
     def load(self, slots: Sequence[int], instances: Sequence[PackingInstance]) -> None:
         """Put instances into slots; their environments must be reset before the next step."""

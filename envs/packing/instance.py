@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from dispatchgym.envs.api import InvalidInstanceError
 
-I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
+Column = npt.NDArray[np.integer[Any]]
+"""Whole numbers; what is given is kept as the width that each field names."""
 
 FOREVER = np.iinfo(np.int64).max
 """Lifetime of a pod that never leaves."""
@@ -139,9 +139,9 @@ class Nodes:
         names: default node-0, node-1, ...
     """
 
-    capacity: I64
-    max_pods: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
-    gpus: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
+    capacity: Column
+    max_pods: Column = field(default_factory=lambda: np.zeros(0, np.int32))
+    gpus: Column = field(default_factory=lambda: np.zeros(0, np.int32))
     models: tuple[str, ...] = ()
     labels: tuple[Mapping[str, str], ...] = ()
     taints: tuple[tuple[Taint, ...], ...] = ()
@@ -200,13 +200,13 @@ class Pods:
         names: default pod-0, pod-1, ...
     """
 
-    request: I64
-    priority: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
-    gpus: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
-    gpu_milli: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
-    workload: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
-    arrival: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
-    lifetime: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    request: Column
+    priority: Column = field(default_factory=lambda: np.zeros(0, np.int32))
+    gpus: Column = field(default_factory=lambda: np.zeros(0, np.int32))
+    gpu_milli: Column = field(default_factory=lambda: np.zeros(0, np.int32))
+    workload: Column = field(default_factory=lambda: np.zeros(0, np.int32))
+    arrival: Column = field(default_factory=lambda: np.zeros(0, np.int64))
+    lifetime: Column = field(default_factory=lambda: np.zeros(0, np.int64))
     names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -271,9 +271,9 @@ class Typical:
         share: frequency, sums to 1.
     """
 
-    cpu: I64
-    gpus: I32
-    gpu_milli: I32
+    cpu: Column
+    gpus: Column
+    gpu_milli: Column
     models: tuple[tuple[str, ...], ...]
     share: npt.NDArray[np.float64]
 
@@ -354,7 +354,7 @@ class PackingInstance:
         return f"{self.num_nodes}x{self.num_pods}"
 
     @property
-    def tiers(self) -> I32:
+    def tiers(self) -> npt.NDArray[np.int32]:
         """The priorities that occur, highest first."""
         return np.unique(self.pods.priority)[::-1].astype(np.int32)
 
@@ -374,7 +374,7 @@ class PackingInstance:
         return h.hexdigest()
 
 
-def _table(value: npt.ArrayLike, what: str) -> I64:
+def _table(value: npt.ArrayLike, what: str) -> npt.NDArray[np.int64]:
     """A read-only (rows, resources) copy of whole, non-negative amounts."""
     wide = np.asarray(value)
     if wide.ndim != 2 or wide.dtype.kind not in "iu":

@@ -151,7 +151,7 @@ def step(problem: Problem, cluster: Cluster, mode: Mode, i: int, action: int) ->
         offer(problem, cluster, mode, i, cluster.env[i].hand)
     else:
         next_decision(problem, cluster, mode, i)
-    return reward
+    return float(reward)
 
 
 # --- what fits ---
@@ -211,7 +211,7 @@ def best_slot(problem: Problem, cluster: Cluster, i: int, p: int, n: int) -> int
             free = cluster.gpu_free[i, n, g]
             if free >= milli and free < least:
                 best, least = g, free
-    return best
+    return int(best)
 
 
 @compiled
@@ -241,7 +241,7 @@ def fragments(problem: Problem, k: int, n: int, cpu: int, free: I64) -> float:
         if need == 0 or fit < need or cpu < problem.typical[k, m].cpu or not model_ok:
             lost = total
         result += problem.typical[k, m].share * lost
-    return result
+    return float(result)
 
 
 # --- the queue and time ---
@@ -300,7 +300,7 @@ def first_in_queue(problem: Problem, cluster: Cluster, i: int) -> int:
         ahead = problem.pod[k, p].priority - problem.pod[k, best].priority
         if ahead > 0 or (ahead == 0 and cluster.pod[i, p].stamp < cluster.pod[i, best].stamp):
             best = p
-    return best
+    return int(best)
 
 
 @compiled

@@ -10,8 +10,10 @@ import csv
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dispatchgym.envs.api import InvalidInstanceError, UsageError
 from dispatchgym.envs.packing.instance import FOREVER, WHOLE_GPU, Nodes, PackingInstance, Pods, Typical, Workload
@@ -94,10 +96,11 @@ def read_pods(file: Path) -> tuple[Pods, tuple[Workload, ...]]:
     return pods, tuple(Workload("|".join(m) or "any model", models=m) for m in known)
 
 
-def creation_times(file: Path) -> np.ndarray:
+def creation_times(file: Path) -> npt.NDArray[np.int64]:
     """When the pods of a list were created, seconds since the first, in the order of the file."""
     times = np.array(_columns(file, {"creation_time": int})["creation_time"], np.int64)
-    return times - times.min()
+    since: npt.NDArray[np.int64] = times - times.min()
+    return since
 
 
 def load(workload: str = "default", seed: int = 42, ratio: float = RATIO) -> PackingInstance:
@@ -176,7 +179,7 @@ def _columns(
     file: Path,
     needed: dict[str, Callable[[str], object]],
     optional: dict[str, Callable[[str], object]] | None = None,
-) -> dict[str, list]:  # type: ignore[type-arg]
+) -> dict[str, list[Any]]:
     """Columns of a CSV file by name; an optional one that is not there is an empty list."""
     with file.open(newline="", encoding="utf-8") as lines:
         table = csv.DictReader(lines)
@@ -185,7 +188,7 @@ def _columns(
         if missing:
             raise InvalidInstanceError(f"{file}: there is no column {missing[0]!r}; it has {', '.join(header)}")
         kinds = {**needed, **{key: kind for key, kind in (optional or {}).items() if key in header}}
-        columns: dict[str, list] = {key: [] for key in (*needed, *(optional or {}))}  # type: ignore[type-arg]
+        columns: dict[str, list[Any]] = {key: [] for key in (*needed, *(optional or {}))}
         for number, row in enumerate(table, 2):
             for key, kind in kinds.items():
                 try:

@@ -192,7 +192,7 @@ def _size(instance: PackingInstance) -> tuple[int, ...]:
         len(instance.resources),
         max(1, int(instance.nodes.gpus.max())),
         len(instance.workloads),
-        max(map(len, terms)),
+        max(len(terms[0]), len(terms[1])),
         max(domains, default=0),
         len(instance.typical.cpu),
     )

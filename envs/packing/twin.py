@@ -126,4 +126,5 @@ def _drawn(rng: np.random.Generator, quantiles: tuple[float, ...], count: int) -
 
 def _scaled(value: npt.NDArray[np.float64], of: npt.NDArray[np.int64], mean: float) -> npt.NDArray[np.float64]:
     """Values of the classes, scaled so that the pods `of` these classes have this mean."""
-    return value * (mean / value[of].mean())
+    scaled: npt.NDArray[np.float64] = value * (mean / value[of].mean())
+    return scaled
