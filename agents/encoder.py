@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch_geometric.utils import scatter
 
 from dispatchgym.agents.architecture import NEVER, EncoderConfig, checked_path
 from dispatchgym.agents.graph_tensors import GraphTensors, owner
@@ -99,28 +101,35 @@ class RowNorm(nn.LayerNorm):
 
 
 class Route(NamedTuple):
-    """Links between two node types, ready for use: the same in every round of a batch.
+    """The links of a way (source, target, L links), ready for use: the same in every round of a batch.
+
+    A target has L rows in the table of messages, and behind the targets there are spare ones for links to nowhere.
 
     Attributes:
-        goal: row in the targets' table of (nodes + spare) x links of each source's message, (sources x links,).
-        weight: 1 / messages of every row of that table, shape (rows, 1).
-        spare: rows for links to nowhere.
+        row: row of the table for each of a source's L messages, (sources x L,).
+        target: the row's target, or one of the spares, (sources x L,).
+        weight: 1 / messages in a row of the table, (rows, 1).
+        spare: spare targets.
+        is_sparse: there are fewer sources than targets, so that their messages are the cheaper side to work at.
     """
 
-    goal: Tensor
+    row: Tensor
+    target: Tensor
     weight: Tensor
     spare: int
+    is_sparse: bool
 
 
 class HubExchange(nn.Module):
     """One round along the typed links: targets hear the mean of their sources, sources hear their target.
 
     Links are many-to-one, so the way back is a plain look-up. Links between the same two node types travel
-    together. A link to nowhere (-1) reads and writes spare rows.
+    together. A link to nowhere (-1) reads zeros and writes to spare rows.
     """
 
     def __init__(self, spec: GraphSpec, width: int) -> None:
         super().__init__()
+        self.width = width
         self.ways = ways(spec)
         self.targets = sorted({target for _, target, _ in self.ways})
         self.norm = nn.ModuleDict({n.name: RowNorm(width) for n in spec.nodes if n.name != spec.context})
@@ -128,24 +137,65 @@ class HubExchange(nn.Module):
         self.down = nn.ModuleList(nn.Linear(width, len(names) * width, bias=False) for _, _, names in self.ways)
         self.mix = nn.ModuleDict({name: _mlp(width, width, width) for name in self.targets})
 
-    def forward(self, h: dict[str, Tensor], routes: list[Route]) -> dict[str, Tensor]:
-        h = dict(h)
+    def forward(self, h: dict[str, Tensor], routes: list[Route], only: str | None = None) -> dict[str, Tensor]:
+        """New states of all nodes, or of type `only`: then nothing is worked out that those do not hear."""
         normed = {name: norm(h[name]) for name, norm in self.norm.items()}
-        heard = {name: normed[name] for name in self.targets}
-        for (source, target, names), up, route in zip(self.ways, self.up, routes, strict=True):
-            width = h[source].shape[1]
-            message = normed[source].float()[:, None].expand(-1, len(names), -1).reshape(-1, width)
-            total = message.new_zeros(route.weight.shape[0], width).index_add(0, route.goal, message)
-            mean = (total * route.weight).view(-1, len(names) * width)[: h[target].shape[0]]
-            heard[target] = heard[target] + up(mean)
+        wanted = [way for way in zip(self.ways, self.down, routes, strict=True) if only in (None, way[0][0])]
+        whole = {t for (_, t, _), _, route in wanted if only is None or not route.is_sparse} | {only}
+        after = dict(h)
         for name in self.targets:
-            h[name] = h[name] + self.mix[name](heard[name])
-        told = dict(h)
-        for (source, target, names), down, route in zip(self.ways, self.down, routes, strict=True):
-            width = h[source].shape[1]
-            table = functional.pad(down(h[target]), (0, 0, 0, route.spare)).view(-1, width)
-            told[source] = told[source] + table.index_select(0, route.goal).view(-1, len(names), width).sum(1)
+            if only is None or name in whole:
+                after[name] = h[name] + self.mix[name](self._heard(name, normed, routes))
+        told = dict(after)
+        for (source, target, names), down, route in wanted:
+            if route.is_sparse:
+                if target in whole:
+                    there = functional.pad(after[target], (0, 0, 0, route.spare)).index_select(0, route.target)
+                else:
+                    there = self._looked_up(target, h, normed, routes, route)
+                weight = _weight(down).view(len(names), self.width, self.width).transpose(0, 1).flatten(1)
+                answer = functional.linear(there.view(-1, len(names) * self.width), weight)
+            else:
+                table = functional.pad(down(after[target]), (0, 0, 0, route.spare)).view(-1, self.width)
+                answer = table.index_select(0, route.row).view(-1, len(names), self.width).sum(1)
+            told[source] = told[source] + answer
         return told
+
+    def _heard(
+        self, target: str, normed: Mapping[str, Tensor], routes: list[Route], rows: Tensor | None = None
+    ) -> Tensor:
+        """What the target nodes, all or those in `rows`, hear in this round, themselves included."""
+        heard = normed[target] if rows is None else normed[target].index_select(0, rows)
+        count = normed[target].shape[0]
+        for (source, goal, names), up, route in zip(self.ways, self.up, routes, strict=True):
+            if goal != target:
+                continue
+            if route.is_sparse:
+                weight = _weight(up).view(self.width, len(names), self.width).transpose(0, 1).flatten(0, 1)
+                message = functional.linear(normed[source], weight).view(-1, self.width)
+                message = message * route.weight.index_select(0, route.row)
+                total = scatter(message, route.target, dim_size=count + route.spare)[:count]
+                heard = heard + (total if rows is None else total.index_select(0, rows))
+            else:
+                message = normed[source].float()[:, None].expand(-1, len(names), -1).reshape(-1, self.width)
+                total = scatter(message, route.row, dim_size=route.weight.shape[0]) * route.weight
+                mean = total.view(-1, len(names) * self.width)[:count]
+                heard = heard + up(mean if rows is None else mean.index_select(0, rows))
+        return heard
+
+    def _looked_up(
+        self, target: str, h: Mapping[str, Tensor], normed: Mapping[str, Tensor], routes: list[Route], route: Route
+    ) -> Tensor:
+        """States of the target nodes that a sparse way looks up, zeros for links to nowhere, (sources x L, width)."""
+        is_there = route.target < h[target].shape[0]
+        rows = torch.where(is_there, route.target, 0)
+        mixed: Tensor = self.mix[target](self._heard(target, normed, routes, rows))
+        return (h[target].index_select(0, rows) + mixed) * is_there[:, None]
+
+
+def _weight(linear: nn.Module) -> Tensor:
+    assert isinstance(linear, nn.Linear)
+    return linear.weight
 
 
 def ways(spec: GraphSpec) -> list[tuple[str, str, list[str]]]:
@@ -162,10 +212,11 @@ def routes(spec: GraphSpec, graphs: GraphTensors) -> list[Route]:
         spare = _spare_rows(sources)
         nowhere = targets + torch.arange(sources, device=graphs.candidate.device) % spare
         goal = torch.stack([torch.where(graphs.link[name] < 0, nowhere, graphs.link[name]) for name in names], 1)
-        goal = (goal * len(names) + torch.arange(len(names), device=goal.device)).view(-1)
-        count = graphs.x[target].new_zeros((targets + spare) * len(names))
-        count = count.index_add(0, goal, count.new_ones(1).expand(goal.shape[0]))
-        found.append(Route(goal, count.clamp(min=1).reciprocal()[:, None], spare))
+        row = (goal * len(names) + torch.arange(len(names), device=goal.device)).view(-1)
+        one = graphs.x[target].new_ones(1).expand(row.shape[0])
+        messages = scatter(one, row, dim_size=(targets + spare) * len(names))
+        weight = messages.clamp(min=1).reciprocal()[:, None]
+        found.append(Route(row, goal.view(-1), weight, spare, sources < targets))
     return found
 
 
@@ -260,9 +311,9 @@ class Encoder(nn.Module):
         contexts = torch.arange(blocks.graphs, device=row.device)
         asked = torch.cat((contexts, blocks.graphs + row))
         for i, attention in enumerate(self.attention):
-            if self.hubs:
-                h = self.hubs[i](h, links)
             is_last = i == len(self.attention) - 1
+            if self.hubs:
+                h = self.hubs[i](h, links, spec.candidate if is_last else None)
             rows = attention(torch.cat((h[spec.context], h[spec.candidate])), blocks, bias, asked if is_last else None)
             h[spec.context], h[spec.candidate] = rows[: blocks.graphs], rows[blocks.graphs :]
         return self.final(h[spec.candidate]), self.final(h[spec.context])

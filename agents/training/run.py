@@ -89,7 +89,7 @@ def build(config: TrainConfig) -> PPO:
             "spec": env.runs.spec,
             "config": config.policy,
             "precision": config.precision,
-            "optimizer_kwargs": {"weight_decay": ppo.weight_decay, "fused": device.type == "cuda"},
+            "optimizer_kwargs": {"weight_decay": ppo.weight_decay, "fused": True},
         },
         seed=config.seed,
         device=device,
