@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,22 @@ from dispatchgym.envs.jobshop.instance import Instance
 from dispatchgym.envs.jobshop.scenario import Scenario
 from dispatchgym.envs.jobshop.state import Capacity
 
+Sizes = tuple[tuple[int, int], ...]
+"""(jobs, machines) of the instances to draw."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of a curriculum.
+
+    Args:
+        until: the first rollout, counted from 0, that is no longer part of it.
+        sizes: of its instances.
+    """
+
+    until: int
+    sizes: Sizes
+
 
 @dataclass(frozen=True, slots=True)
 class InstanceSource:
@@ -30,29 +47,44 @@ class InstanceSource:
 
     Args:
         sizes: (jobs, machines), one drawn uniformly for every instance.
+        curriculum: stages that come before those sizes. What is drawn depends on the number of the rollout alone, so
+            that a resumed training goes on exactly. Validation and input scale are those of `sizes`.
         durations: least and largest duration.
         shutdown_probabilities: one drawn for every instance of an interrupting shop.
     """
 
-    sizes: tuple[tuple[int, int], ...] = ((10, 10), (15, 10), (15, 15), (20, 10), (20, 15))
+    sizes: Sizes = ((10, 10), (15, 10), (15, 15), (20, 10), (20, 15))
+    curriculum: tuple[Stage, ...] = ()
     durations: tuple[int, int] = (1, 99)
     shutdown_probabilities: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2)
 
     def __post_init__(self) -> None:
-        if not self.sizes or min(min(size) for size in self.sizes) < 1:
-            raise UsageError(f"sizes are {self.sizes}; give at least one (jobs, machines) pair of positive numbers")
+        for sizes in (self.sizes, *(stage.sizes for stage in self.curriculum)):
+            if not sizes or min(min(size) for size in sizes) < 1:
+                raise UsageError(f"sizes are {sizes}; give at least one (jobs, machines) pair of positive numbers")
+        ends = [0, *(stage.until for stage in self.curriculum)]
+        if any(later <= sooner for sooner, later in itertools.pairwise(ends)):
+            raise UsageError(f"the stages of the curriculum end at {ends[1:]}; each must end after the one before")
 
     @property
     def capacity(self) -> Capacity:
         """Room for any of its instances."""
-        jobs, machines = (max(size[axis] for size in self.sizes) for axis in (0, 1))
-        return Capacity(jobs, machines, max(n * m for n, m in self.sizes))
+        every = [size for sizes in (self.sizes, *(stage.sizes for stage in self.curriculum)) for size in sizes]
+        jobs, machines = (max(size[axis] for size in every) for axis in (0, 1))
+        return Capacity(jobs, machines, max(n * m for n, m in every))
 
-    def draw(self, count: int, seed: Sequence[int], shop: ShopConfig) -> tuple[list[Instance], list[Scenario] | None]:
-        """`count` instances (sizes in turn, so that a draw is balanced) and, in interrupting shops, a scenario each."""
+    def draw(
+        self, count: int, seed: Sequence[int], shop: ShopConfig, rollout: int | None = None
+    ) -> tuple[list[Instance], list[Scenario] | None]:
+        """`count` instances (sizes in turn, so that a draw is balanced) and, in interrupting shops, a scenario each.
+
+        `rollout` is the number that a curriculum goes by; None for after it.
+        """
         rng = np.random.default_rng(np.random.SeedSequence(seed))
-        first = int(rng.integers(len(self.sizes)))
-        sizes = [self.sizes[(first + i) % len(self.sizes)] for i in range(count)]
+        stages = () if rollout is None else (stage.sizes for stage in self.curriculum if rollout < stage.until)
+        choice = next(iter(stages), self.sizes)
+        first = int(rng.integers(len(choice)))
+        sizes = [choice[(first + i) % len(choice)] for i in range(count)]
         instances = [random_instance(rng, jobs, machines, durations=self.durations) for jobs, machines in sizes]
         if shop.variant != "isbjssp":
             return instances, None
@@ -146,7 +178,7 @@ class ShopVecEnv(VecEnv):
         super().__init__(rollout.num_envs, space, spaces.Discrete(source.capacity.jobs + 1))
 
     def reset(self) -> Any:
-        instances, drawn = self.source.draw(self._instances, (self.seed_number, 0, self.rounds), self.shop)
+        instances, drawn = self.source.draw(self._instances, (self.seed_number, 0, self.rounds), self.shop, self.rounds)
         bound = self.runs.start(instances, drawn)
         self._unit = 1.0 / np.maximum(bound, 1)
         self._episode = _Episode(np.zeros(self.num_envs), np.zeros(self.num_envs, np.int64))
