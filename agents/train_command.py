@@ -6,11 +6,11 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import yaml
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,6 +20,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from dispatchgym.agents.training import config as configuration
 from dispatchgym.agents.training.config import TrainConfig
@@ -32,6 +33,17 @@ PLAIN_EVERY_S = 10.0
 
 CHANGEABLE = ("iterations=", "ppo.", "rollout.", "validation.", "tracking.", "checkpoint_every=", "threads=", "device=")
 """Overrides that --resume accepts; each use is noted in resumed.jsonl."""
+
+
+class Bar(Progress):
+    """A bar with a line of text below it, which would push the bar aside on a narrow terminal."""
+
+    said = "starting"
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar, and the line cut to the terminal's width."""
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.said, no_wrap=True, overflow="ellipsis")
 
 
 class Watch:
@@ -47,19 +59,18 @@ class Watch:
         self.first = 0  # iterations done when the clock was started
         self.done = 0
         self.task = TaskID(0)
-        self.bar: Progress | None = None
+        self.bar: Bar | None = None
         if console.is_terminal:
-            self.bar = Progress(
+            self.bar = Bar(
                 BarColumn(bar_width=30),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[said]}", markup=False),
                 console=console,
                 transient=True,
             )
-            self.task = self.bar.add_task("", total=self.total, said="starting")
+            self.task = self.bar.add_task("", total=self.total)
             self.bar.start()
 
     def __call__(self, iteration: int, row: Mapping[str, float], timing: Mapping[str, float]) -> None:
@@ -68,12 +79,14 @@ class Watch:
         if "decisions_per_s" not in timing:  # the evaluation at the start, or an iteration of an earlier session
             self.began, self.first = self.clock(), iteration
             if self.bar is not None:
-                self.bar.update(self.task, completed=iteration, said=self.judged().removeprefix("; "))
+                self.bar.said = self.judged().removeprefix("; ")
+                self.bar.update(self.task, completed=iteration)
             return
         said = f"{timing['decisions_per_s']:,.0f} decisions/s{self.judged()}"
         now = self.clock()
         if self.bar is not None:
-            self.bar.update(self.task, completed=iteration, said=said)
+            self.bar.said = said
+            self.bar.update(self.task, completed=iteration)
         elif now - self.printed >= PLAIN_EVERY_S or iteration == self.total:
             self.printed = now
             left = (now - self.began) / (iteration - self.first) * (self.total - iteration)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -201,6 +202,18 @@ def test_a_log_shows_speed_time_left_and_the_policy_beside_the_best_rule() -> No
         "about 1188 s left"
     )
     assert "validation 25.00 %, best 24.00 %" in second
+
+
+def test_a_narrow_terminal_shows_the_bar_and_the_line_below_it() -> None:
+    file = io.StringIO()
+    watch = Watch(load(None, [*TINY, "iterations=250"]), Console(file=file, width=60, force_terminal=True))
+    watch(0, {"iteration": 0, "validation/greedy": 30.0, "validation/fdd/mwkr": 28.0}, {})
+    watch(125, {"iteration": 125, "validation/greedy": 27.0}, {"decisions_per_s": 12345.0})
+    watch.close()
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", file.getvalue()).replace("\r", "\n").splitlines()
+    assert any("125/250" in line and "left" in line for line in lines)
+    assert any(line.startswith("12,345 decisions/s; validation 27.00 %, best 27.00 %") for line in lines)
+    assert max(map(len, lines)) <= 60
 
 
 def test_a_log_is_not_flooded() -> None:
