@@ -128,7 +128,8 @@ def write(
             "revision": remarks["revision"],
             "files": {file: hashlib.sha256((new / file).read_bytes()).hexdigest() for file in sorted(files)},
         }
-        (new / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        lines = [f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in manifest.items()]
+        (new / MANIFEST).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")  # a line a key: small
         others = [load(new, "numpy").runtime, *([load(new, "onnx").runtime] if onnx else [])]
         prove(judge, others, shop)
         replace_folder(new, folder)
