@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from stable_baselines3 import PPO
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dispatchgym import cli
 from dispatchgym.agents import bundle
@@ -76,6 +77,21 @@ def test_a_run_directory_holds_what_it_promises(finished: Path) -> None:
     about = json.loads((finished / "best" / "about.json").read_text())
     assert about["validation/greedy"] == min(r["validation/greedy"] for r in rows(finished) if "validation/greedy" in r)
     assert load_file(finished / "best" / "weights.safetensors")
+
+
+def test_tensorboard_is_told_the_same_figures(finished: Path) -> None:
+    events = EventAccumulator(str(finished / "tensorboard"))
+    events.Reload()
+    for name in ("train/approx_kl", "rollout/return", "validation/greedy/4x3"):
+        told = {event.step: event.value for event in events.Scalars(name)}
+        assert told == pytest.approx({row["iteration"]: row[name] for row in rows(finished) if name in row})
+    assert [event.step for event in events.Scalars("ahead/all")] == [0, 2, 4]
+
+
+def test_tensorboard_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stable_baselines3.common.logger.SummaryWriter", None)
+    with pytest.raises(UsageError, match=r"pip install 'dispatchgym\[tensorboard\]'"):
+        main([*TINY, "tracking.tensorboard=true", "--out", str(tmp_path / "run")])
 
 
 def test_validation_is_told_by_size(finished: Path) -> None:
@@ -180,6 +196,17 @@ def test_divergence_names_iteration_checkpoint_and_remedy(tmp_path: Path, monkey
     page = (tmp_path / "report.html").read_text()
     assert "Stopped after iteration 0" in page
     assert "training diverged in iteration 1" in page
+
+
+def test_divergence_ends_the_command_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("stable_baselines3.PPO.train", lambda model: model.logger.record("train/loss", float("inf")))
+    assert cli.main(["train", *TINY, "--out", str(tmp_path / "run")]) == cli.USAGE_ERROR
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert line.startswith("error: training diverged in iteration 1 (loss inf); the last good checkpoint is in ")
+    assert f"report: {tmp_path / 'run' / 'report.html'}" in said.out
 
 
 def watched(rows: list[dict[str, float]], seconds: float) -> str:
