@@ -52,7 +52,9 @@ def test_results_of_an_evaluation_are_attached_and_shown(
         command[0] = str(tmp_path / "b")
     loaded = bundles.load(tmp_path / "b", "numpy")
     assert loaded.digest == before.digest
-    (evaluated,) = loaded.manifest["results"]["evaluations"]
+    evaluations = loaded.manifest["results"]["evaluations"]
+    (evaluated,) = [each for each in evaluations if each["suite"] == "jobshop/random-4x3"]
+    assert len(evaluations) == 1 + len(before.manifest["results"]["evaluations"])
     summary = json.loads((judged / "summary.json").read_text())
     totals = {entry["policy"]: entry for entry in summary["entries"] if entry["group"] is None}
     own = {figure["policy"]: figure for figure in evaluated["own"] if figure["group"] is None}
