@@ -35,6 +35,10 @@ FINISH_S = 120.0
 """An upload that is not done so long after the training is left to `wandb sync`."""
 
 
+FLUSH_S = 1.0
+"""What a killed run may lack in wandb's log file; its own files lack nothing."""
+
+
 def require_key(what: str) -> None:
     """Check that wandb can be asked to do `what`.
 
@@ -218,6 +222,7 @@ def _entry(config: TrainConfig, folder: Path) -> Iterator[Run]:
                     x_disable_machine_info=True,
                     init_timeout=INIT_S,
                     finish_timeout=FINISH_S,
+                    x_transaction_log_flush_interval=FLUSH_S,
                 ),
             )
             entry.define_metric("*", step_metric="iteration")
