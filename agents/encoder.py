@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch_geometric.utils import scatter
 
-from dispatchgym.agents.architecture import NEVER, EncoderConfig, checked_path
+from dispatchgym.agents.architecture import NEVER, EncoderConfig, checked_path, ways_of
 from dispatchgym.agents.graph_tensors import GraphTensors, owner
 from dispatchgym.envs.api import GraphSpec
 
@@ -130,7 +130,7 @@ class HubExchange(nn.Module):
     def __init__(self, spec: GraphSpec, width: int) -> None:
         super().__init__()
         self.width = width
-        self.ways = ways(spec)
+        self.ways = ways_of(spec)
         self.targets = sorted({target for _, target, _ in self.ways})
         self.norm = nn.ModuleDict({n.name: RowNorm(width) for n in spec.nodes if n.name != spec.context})
         self.up = nn.ModuleList(nn.Linear(len(names) * width, width, bias=False) for _, _, names in self.ways)
@@ -198,16 +198,10 @@ def _weight(linear: nn.Module) -> Tensor:
     return linear.weight
 
 
-def ways(spec: GraphSpec) -> list[tuple[str, str, list[str]]]:
-    """(source, target, links) of all pairs of node types that links connect."""
-    pairs = sorted({(link.source, link.target) for link in spec.links})
-    return [(s, t, [link.name for link in spec.links if (link.source, link.target) == (s, t)]) for s, t in pairs]
-
-
 def routes(spec: GraphSpec, graphs: GraphTensors) -> list[Route]:
-    """A `Route` for each of `ways`."""
+    """A `Route` for each of `ways_of`."""
     found = []
-    for source, target, names in ways(spec):
+    for source, target, names in ways_of(spec):
         sources, targets = graphs.x[source].shape[0], graphs.x[target].shape[0]
         spare = _spare_rows(sources)
         nowhere = targets + torch.arange(sources, device=graphs.candidate.device) % spare

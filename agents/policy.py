@@ -63,7 +63,8 @@ class GraphNetwork(nn.Module):
             if column not in names:
                 raise UsageError(f"rule {config.rule!r} needs column {column!r}, which graph {spec.graph!r} has not")
             self.rule_column = names.index(column)
-        self.wait_column = column_of(spec, spec.context, WAIT_SCORES[config.rule]) if config.rule in WAIT_SCORES else -1
+        lead = WAIT_SCORES.get(config.rule or "")
+        self.wait_column = -1 if lead is None else column_of(spec, spec.context, lead)
         if config.cap is not None:
             self.inside = column_of(spec, spec.candidate, "in_shop")
             self.crowd = column_of(spec, spec.context, "in_shop")
