@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,39 +16,50 @@ from dispatchgym.envs.api import GraphSpec
 
 
 class Blocks:
-    """Where the context node and the candidate nodes of every graph sit in a dense (graphs, size) grid.
+    """Dense blocks of cells for the context node and the candidate nodes of every graph, graphs of like sizes together.
 
-    Attention runs on the grid, everything else on the rows: padding costs only where it must.
+    Attention runs on the blocks, everything else on the rows: padding costs only where it must.
+
+    Args:
+        ptr: offsets of the candidate nodes, (G + 1,).
+        nodes: ptr[-1].
+        shapes: (graphs, cells of each) of every block, see `Most`.
     """
 
-    def __init__(self, ptr: Tensor, nodes: int, most: int) -> None:
-        """`most`: nodes of the largest graph."""
-        graphs = ptr.shape[0] - 1
-        self.graphs = graphs
-        self.size = 1 + most
-        graph = owner(ptr, nodes)
-        first = torch.arange(graphs, device=ptr.device) * self.size
-        # rows: first the context nodes, then the candidate nodes
-        inner = torch.arange(nodes, device=ptr.device) + (first + 1 - ptr[:-1]).index_select(0, graph)
-        self.slot = torch.cat((first, inner))
-        self.is_real = torch.arange(self.size, device=ptr.device) <= ptr.diff()[:, None]  # (graphs, size)
-
-    def to_grid(self, rows: Tensor, fill: float = 0.0) -> Tensor:
-        """Rows (R, ...) -> grid (graphs, size, ...)."""
-        cells = self.graphs * self.size
-        if rows.requires_grad and fill == 0.0:
-            grid: Tensor = _Spread.apply(rows, self.slot, cells)  # type: ignore[no-untyped-call]
+    def __init__(self, ptr: Tensor, nodes: int, shapes: Sequence[tuple[int, int]]) -> None:
+        self.graphs = ptr.shape[0] - 1
+        self.shapes = shapes
+        self.cells = sum(graphs * size for graphs, size in shapes)
+        if len(shapes) == 1:
+            first = torch.arange(self.graphs, device=ptr.device) * shapes[0][1]
         else:
-            grid = rows.new_full((cells, *rows.shape[1:]), fill).index_copy(0, self.slot, rows)
-        return grid.view(self.graphs, self.size, *rows.shape[1:])
+            sizes = torch.tensor([size for _, size in shapes], device=ptr.device)
+            block = torch.bucketize(ptr.diff() + 1, sizes)
+            order = block.argsort(stable=True)
+            size = sizes.index_select(0, block.index_select(0, order))
+            first = torch.empty_like(order).index_copy(0, order, size.cumsum(0) - size)
+        # rows: first the context nodes, then the candidate nodes
+        shift = (first + 1 - ptr[:-1]).index_select(0, owner(ptr, nodes))
+        self.slot = torch.cat((first, torch.arange(nodes, device=ptr.device) + shift))
 
-    def to_rows(self, grid: Tensor) -> Tensor:
+    def to_cells(self, rows: Tensor, fill: float = 0.0) -> Tensor:
+        """Rows (R, ...) -> (cells, ...)."""
+        if rows.requires_grad and fill == 0.0:
+            cells: Tensor = _Spread.apply(rows, self.slot, self.cells)  # type: ignore[no-untyped-call]
+            return cells
+        return rows.new_full((self.cells, *rows.shape[1:]), fill).index_copy(0, self.slot, rows)
+
+    def to_rows(self, cells: Tensor) -> Tensor:
         """The inverse."""
-        flat = grid.reshape(self.graphs * self.size, *grid.shape[2:])
-        if flat.requires_grad:
-            rows: Tensor = _Collect.apply(flat, self.slot)  # type: ignore[no-untyped-call]
+        if cells.requires_grad:
+            rows: Tensor = _Collect.apply(cells, self.slot)  # type: ignore[no-untyped-call]
             return rows
-        return flat.index_select(0, self.slot)
+        return cells.index_select(0, self.slot)
+
+    def split(self, cells: Tensor) -> list[Tensor]:
+        """(cells, ...) -> (graphs, size, ...) of every block."""
+        parts = torch.split(cells, [graphs * size for graphs, size in self.shapes])
+        return [part.view(*shape, *cells.shape[1:]) for part, shape in zip(parts, self.shapes, strict=True)]
 
 
 def _spread(rows: Tensor, slot: Tensor, cells: int) -> Tensor:
@@ -231,19 +242,18 @@ class BlockAttention(nn.Module):
         self.mix_norm = RowNorm(width)
         self.mix = _mlp(width, 2 * width, width)
 
-    def forward(self, rows: Tensor, blocks: Blocks, bias: Tensor, asked: Tensor | None = None) -> Tensor:
+    def forward(self, rows: Tensor, blocks: Blocks, bias: list[Tensor], asked: Tensor | None = None) -> Tensor:
         """New states of all rows (R, width), or of those numbered `asked`; see `Encoder._bias` for `bias`."""
-        width = rows.shape[1]
-        grid = blocks.to_grid(self.qkv(self.norm(rows)))
-        split = grid.view(blocks.graphs, blocks.size, 3, self.heads, width // self.heads)
-        q, k, v = split.permute(2, 0, 3, 1, 4)
-        seen = _attend(q, k, v, bias)
-        seen = seen.transpose(1, 2).flatten(2)
+        parts = []
+        for cells, hidden in zip(blocks.split(blocks.to_cells(self.qkv(self.norm(rows)))), bias, strict=True):
+            q, k, v = cells.view(*cells.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            parts.append(_attend(q, k, v, hidden).transpose(1, 2).flatten(2).flatten(0, 1))
+        seen = torch.cat(parts) if len(parts) > 1 else parts[0]
         if asked is None:
             rows = rows + self.out(blocks.to_rows(seen))
         else:
             slot = blocks.slot.index_select(0, asked)
-            rows = rows.index_select(0, asked) + self.out(seen.flatten(0, 1).index_select(0, slot))
+            rows = rows.index_select(0, asked) + self.out(seen.index_select(0, slot))
         mixed: Tensor = rows + self.mix(self.mix_norm(rows))
         return mixed
 
@@ -296,7 +306,7 @@ class Encoder(nn.Module):
         if not self.attention:
             return self.final(h[spec.candidate].index_select(0, row)), self.final(h[spec.context])
         ptr = graphs.ptr[spec.candidate]
-        blocks = Blocks(ptr, h[spec.candidate].shape[0], graphs.most_of(spec.candidate).nodes)
+        blocks = Blocks(ptr, h[spec.candidate].shape[0], graphs.most_of(spec.candidate).blocks)
         kind = row.device.type
         in_autocast = torch.is_autocast_enabled(kind)
         bias = self._bias(graphs, blocks, torch.get_autocast_dtype(kind) if in_autocast else torch.float32)
@@ -316,31 +326,32 @@ class Encoder(nn.Module):
         z = (x - self.get_buffer(f"mean_{name}")) / self.get_buffer(f"scale_{name}")
         return z.sign() * z.abs().log1p()
 
-    def _bias(self, graphs: GraphTensors, blocks: Blocks, dtype: torch.dtype) -> Tensor:
-        """Added to the scores: 0 for who is seen, a huge negative number for the rest.
+    def _bias(self, graphs: GraphTensors, blocks: Blocks, dtype: torch.dtype) -> list[Tensor]:
+        """Added to the scores of every block: 0 for who is seen, a huge negative number for the rest.
 
-        Shape (graphs, heads or 1, size or 1, size). All see the context: no row is empty.
+        Shapes (graphs, heads or 1, size or 1, size). All see the context: no row is empty.
         """
-        hidden = torch.zeros_like(blocks.is_real, dtype=dtype).masked_fill(~blocks.is_real, NEVER)[:, None, None]
-        if not self.rivals:
-            return hidden
+        nobody, everyone, by_itself = -3, -2, -1
         goal = torch.arange(graphs.x[self.spec.candidate].shape[0], device=blocks.slot.device)
         for name in self.rivals:
-            goal = torch.where(goal >= 0, graphs.link[name][goal], -1)
-        key = blocks.to_grid(torch.cat((goal.new_full((blocks.graphs,), -1), goal)), -1)
-        near = (key[:, :, None] == key[:, None, :]) & (key[:, :, None] >= 0)
-        near = near | torch.eye(blocks.size, dtype=torch.bool, device=near.device)
-        near[:, :, 0] = True
-        near[:, 0] = blocks.is_real
-        narrow = torch.zeros_like(near, dtype=dtype).masked_fill(~near, NEVER)[:, None]
-        half = self.config.heads // 2
-        return torch.cat(
-            (
-                hidden.expand(-1, self.config.heads - half, blocks.size, -1),
-                narrow.expand(-1, half, -1, -1),
-            ),
-            1,
-        )
+            goal = torch.where(goal >= 0, graphs.link[name][goal], by_itself)
+        keys = blocks.to_cells(torch.cat((goal.new_full((blocks.graphs,), everyone), goal)), nobody)
+        found = []
+        for key in blocks.split(keys):
+            is_real = key != nobody
+            hidden = torch.zeros_like(key, dtype=dtype).masked_fill(~is_real, NEVER)[:, None, None]
+            if not self.rivals:
+                found.append(hidden)
+                continue
+            near = (key[:, :, None] == key[:, None, :]) & (key[:, :, None] >= 0)
+            near = near | torch.eye(key.shape[1], dtype=torch.bool, device=key.device)
+            near[:, :, 0] = True
+            near[:, 0] = is_real
+            narrow = torch.zeros_like(near, dtype=dtype).masked_fill(~near, NEVER)[:, None]
+            half = self.config.heads // 2
+            wide = hidden.expand(-1, self.config.heads - half, key.shape[1], -1)
+            found.append(torch.cat((wide, narrow.expand(-1, half, -1, -1)), 1))
+        return found
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

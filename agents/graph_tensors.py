@@ -13,12 +13,24 @@ from torch.nn import functional
 
 from dispatchgym.envs.api import GraphBatch, GraphSpec
 
+BLOCK_SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+"""Cells of a graph in the dense blocks of a minibatch; larger graphs share one more block."""
+
+LEAST_CELLS = 2048
+"""Cells that make a block worth its own operations."""
+
 
 class Most(NamedTuple):
-    """Sizes of a batch's largest graph: nodes of the candidates' type, candidates."""
+    """Sizes that shape the dense parts of a batch's work.
 
-    nodes: int
+    Attributes:
+        candidates: of the graph with most of them.
+        blocks: (graphs, cells), cells ascending: graphs whose nodes of the candidates' type and one more, the context,
+            fit into so many cells, but not into those of the block before.
+    """
+
     candidates: int
+    blocks: tuple[tuple[int, int], ...]
 
 
 class GraphTensors(NamedTuple):
@@ -49,8 +61,8 @@ class GraphTensors(NamedTuple):
         if self.most is not None:
             return self.most
         if self.num_graphs == 0:
-            return Most(0, 0)
-        return Most(int(self.ptr[node].diff().max()), int(self.candidate_ptr.diff().max()))
+            return Most(0, ((0, 1),))
+        return Most(int(self.candidate_ptr.diff().max()), ((self.num_graphs, 1 + int(self.ptr[node].diff().max())),))
 
     def nodes_per_graph(self) -> Tensor:
         """Nodes of all types together, shape (G,)."""
@@ -111,18 +123,36 @@ class Cut(NamedTuple):
 def cuts(spec: GraphSpec, graphs: GraphTensors, order: Tensor, sizes: Sequence[int]) -> list[Cut]:
     """Sizes of the selections that `order`, split into `sizes`, makes; the device is asked once for all of them."""
     counts = torch.stack([*(graphs.ptr[n.name].diff() for n in spec.nodes), graphs.candidate_ptr.diff()])[:, order]
+    names = [n.name for n in spec.nodes]
+    cells = 1 + counts[names.index(spec.candidate)]
+    limits = torch.tensor(BLOCK_SIZES, device=order.device)
+    block = torch.zeros(len(limits) + 1, len(order), dtype=counts.dtype, device=order.device)
+    block.scatter_(0, torch.bucketize(cells, limits)[None], 1)
+    added, compared = torch.cat((counts, block)), torch.stack((counts[-1], cells))
     part = torch.repeat_interleave(
         torch.arange(len(sizes), device=order.device), torch.tensor(sizes, device=order.device), output_size=len(order)
-    ).expand_as(counts)
-    empty = counts.new_zeros(len(counts), len(sizes))
-    totals, largest = torch.stack((empty.scatter_add(1, part, counts), empty.scatter_reduce(1, part, counts, "amax")))
-    found = torch.stack((totals.T, largest.T), 1).tolist()
-    names = [n.name for n in spec.nodes]
-    at = names.index(spec.candidate)
+    )
+    totals = added.new_zeros(len(added), len(sizes)).scatter_add(1, part.expand_as(added), added)
+    largest = added.new_zeros(2, len(sizes)).scatter_reduce(1, part.expand_as(compared), compared, "amax")
     return [
-        Cut(dict(zip(names, total, strict=False)), total[-1], Most(biggest[at], biggest[-1]))
-        for total, biggest in found
+        Cut(
+            dict(zip(names, found, strict=False)),
+            found[len(names)],
+            Most(candidates, _blocks(found[len(names) + 1 :], most_cells)),
+        )
+        for *found, candidates, most_cells in torch.cat((totals, largest)).T.tolist()
     ]
+
+
+def _blocks(graphs: Sequence[int], largest: int) -> tuple[tuple[int, int], ...]:
+    """Blocks for so many graphs of each of BLOCK_SIZES and beyond; small ones go into the next larger one."""
+    found, waiting, left = [], 0, sum(graphs)
+    for count, size in zip(graphs, (*BLOCK_SIZES, largest), strict=True):
+        waiting, left = waiting + count, left - count
+        if waiting and (left == 0 or waiting * size >= LEAST_CELLS):
+            found.append((waiting, min(size, largest)))
+            waiting = 0
+    return tuple(found) or ((0, 1),)
 
 
 def select(spec: GraphSpec, graphs: GraphTensors, index: Tensor, cut: Cut | None = None) -> GraphTensors:

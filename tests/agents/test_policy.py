@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dispatchgym.agents import graph_tensors
 from dispatchgym.agents.architecture import STARTING_RULES, EncoderConfig, PolicyConfig
 from dispatchgym.agents.encoder import Blocks
 from dispatchgym.agents.graph_tensors import GraphTensors, concatenate, select
@@ -17,6 +18,7 @@ from dispatchgym.agents.shop_runs import ShopRuns
 from dispatchgym.envs.api import UnknownNameError, UsageError
 from dispatchgym.envs.jobshop import scenario
 from dispatchgym.envs.jobshop.batch import GraphName, ShopBatch, ShopConfig
+from dispatchgym.envs.jobshop.generate import random_instance
 from dispatchgym.envs.jobshop.graph import JOBS, SPECS
 from dispatchgym.envs.jobshop.instance import Instance
 from dispatchgym.envs.jobshop.schedule import Variant, validate
@@ -133,6 +135,27 @@ def test_concatenating_selected_graphs_gives_the_batch_back(graph: GraphName) ->
 
 
 @pytest.mark.parametrize("graph", ["jobs", "ops"])
+def test_blocks_by_size_change_nothing(graph: GraphName, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_tensors, "LEAST_CELLS", 1)
+    sizes = [12, 3, 40, 7, 8, 3, 23, 15, 16]
+    shops = [random_instance(np.random.default_rng(i), jobs, 3) for i, jobs in enumerate(sizes)]
+    graphs = GraphTensors.from_dict(ShopRuns.of(shops, ShopConfig("bws"), graph).observe())
+    net = network(graph, trained=True)
+    chosen = select(net.spec, graphs, torch.arange(len(sizes)))
+    assert chosen.most is not None
+    assert [size for _, size in chosen.most.blocks] == [8, 16, 24, 41]
+    assert [count for count, _ in chosen.most.blocks] == [3, 3, 2, 1]
+    gradients = []
+    for batch in (chosen, graphs):
+        net.zero_grad()
+        logits, value = net(batch)
+        (logits.clamp(min=-100).square().sum() + value.square().sum()).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]))
+    torch.testing.assert_close(net(chosen), net(graphs), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("graph", ["jobs", "ops"])
 def test_in_bfloat16_only_the_encoder_rounds(graph: GraphName) -> None:
     env = vec_env("bws", graph)
     obs = env.reset()
@@ -177,7 +200,7 @@ def test_rivals_only_heads_do_not_see_other_machines() -> None:
     net = network(trained=True)
     jobs = graphs.x["job"].shape[0]
     blocks_size = jobs + 1
-    mask = net.encoder._bias(graphs, Blocks(graphs.ptr["job"], jobs, jobs), torch.float32)[0] == 0
+    mask = net.encoder._bias(graphs, Blocks(graphs.ptr["job"], jobs, [(1, jobs + 1)]), torch.float32)[0][0] == 0
     machine = graphs.link["next"]
     for a in range(blocks_size - 1):
         for b in range(blocks_size - 1):

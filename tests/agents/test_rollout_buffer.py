@@ -95,7 +95,13 @@ def test_minibatches_know_the_sizes_of_their_graphs() -> None:
     parts = [part.observations for part in filled(ppo("bws", "ops")).get()]
     assert len({part.most for part in parts}) > 1
     for part in parts:
-        assert part.most == part._replace(most=None).most_of("job")
+        assert part.most is not None
+        assert part.most.candidates == int(part.candidate_ptr.diff().max())
+        cells, before = part.ptr["job"].diff() + 1, 0
+        for graphs, size in part.most.blocks:
+            assert int(((cells > before) & (cells <= size)).sum()) == graphs
+            before = size
+        assert before == int(cells.max())
         assert int(part.candidate_ptr[-1]) == len(part.candidate)
         for name, x in part.x.items():
             assert int(part.ptr[name][-1]) == len(x)
