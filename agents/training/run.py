@@ -316,7 +316,7 @@ def train(config: TrainConfig, folder: Path, report: Report, resume: bool = Fals
     tracker = Tracker(config, folder)
     callback = RunCallback(config, folder, report, tracker)
     total = config.iterations * model.n_envs * model.n_steps
-    outcome = "stopped"
+    outcome = "interrupted"
     try:
         if resume:
             callback.init_callback(model)
@@ -333,11 +333,8 @@ def train(config: TrainConfig, folder: Path, report: Report, resume: bool = Fals
             left = total - model.num_timesteps
             model.learn(left, callback=callback, log_interval=None, reset_num_timesteps=not resume)
         outcome = "finished"
-    except KeyboardInterrupt:
-        outcome = "interrupted"
-        raise
-    except DispatchGymError as error:
-        outcome = str(error)
+    except Exception as error:
+        outcome = str(error) if isinstance(error, DispatchGymError) else f"{type(error).__name__}: {error}"
         raise
     finally:
         write_run_report(folder, outcome)
