@@ -198,6 +198,16 @@ def test_divergence_names_iteration_checkpoint_and_remedy(tmp_path: Path, monkey
     assert "training diverged in iteration 1" in page
 
 
+def test_the_report_names_any_error_that_ended_the_run(tmp_path: Path) -> None:
+    def break_down(iteration: int, row: Mapping[str, float], timing: Mapping[str, float]) -> None:
+        if iteration == 1:
+            raise ZeroDivisionError("a <listener>")
+
+    with pytest.raises(ZeroDivisionError):
+        train(load(None, TINY), tmp_path, break_down)
+    assert "ZeroDivisionError: a &lt;listener&gt;" in (tmp_path / "report.html").read_text()
+
+
 def test_divergence_ends_the_command_with_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
