@@ -22,7 +22,7 @@ from dispatchgym.envs.jobshop.instance import Instance
 
 ROOT = Path(__file__).parents[3]
 RECIPES = sorted((ROOT / "configs" / "jobshop").glob("*.yaml"))
-ROLLOUTS = 25  # of every recipe: more than a thousand instances each
+ROLLOUTS = 22  # of every recipe: more than a thousand instances each
 
 
 def without_order(instance: Instance) -> str:
