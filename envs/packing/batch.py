@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from dispatchgym.envs.api import InvalidActionError, UsageError
+from dispatchgym.envs.api import GraphBatch, GraphSpec, InvalidActionError, UsageError
+from dispatchgym.envs.packing import graph as graphs
 from dispatchgym.envs.packing import kernel
 from dispatchgym.envs.packing.instance import WHOLE_GPU, PackingInstance
 from dispatchgym.envs.packing.log import Log
@@ -24,6 +26,9 @@ from dispatchgym.envs.packing.state import (
     put_instance,
     with_log_room,
 )
+
+GraphName = Literal["pods", "gpus"]
+_NO_LINKS = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,29 +129,47 @@ class PackingBatch:
         num_envs: N.
         capacity: the largest instance that will be loaded; memory grows with it.
         config: what is allowed and rewarded.
+        graph: "pods" (a node a pod) or "gpus" (a node a GPU with something free).
         envs_per_instance: consecutive environments that share one instance.
     """
 
     def __init__(
-        self, num_envs: int, capacity: Capacity, config: PackingConfig | None = None, envs_per_instance: int = 1
+        self,
+        num_envs: int,
+        capacity: Capacity,
+        config: PackingConfig | None = None,
+        graph: GraphName = "pods",
+        envs_per_instance: int = 1,
     ) -> None:
         if num_envs < 1 or envs_per_instance < 1 or num_envs % envs_per_instance:
             raise UsageError(f"{num_envs} environments cannot share instances in groups of {envs_per_instance}")
+        if graph not in graphs.SPECS:
+            raise UsageError(f"graph is {graph!r}; it must be one of {', '.join(graphs.SPECS)}")
         self.num_envs = num_envs
         self.capacity = capacity
+        self.spec: GraphSpec = graphs.SPECS[graph]
         self.config = config or PackingConfig()
         self.mode = self.config.mode
         self.instances: list[PackingInstance | None] = [None] * (num_envs // envs_per_instance)
         self.problem = new_problem(len(self.instances), capacity)
         self.cluster = new_cluster(num_envs, capacity)
         self.cluster.env["slot"][:] = np.arange(num_envs) // envs_per_instance
+        self._cluster_ptr = np.arange(num_envs + 1, dtype=np.int32)
+        self._cluster_ptr.setflags(write=False)
+        items = max(capacity.pods, capacity.nodes * capacity.gpus)
+        self._rows = np.empty(items, np.int32), np.empty(max(capacity.pods, capacity.typical), np.int32)
+        self._class_count = np.zeros((2, capacity.pods), np.int64)
 
     @classmethod
     def of(
-        cls, instances: Sequence[PackingInstance], config: PackingConfig | None = None, envs_per_instance: int = 1
+        cls,
+        instances: Sequence[PackingInstance],
+        config: PackingConfig | None = None,
+        graph: GraphName = "pods",
+        envs_per_instance: int = 1,
     ) -> PackingBatch:
         """A batch that holds exactly these instances, reset and ready."""
-        batch = cls(len(instances) * envs_per_instance, Capacity.of(instances), config, envs_per_instance)
+        batch = cls(len(instances) * envs_per_instance, Capacity.of(instances), config, graph, envs_per_instance)
         batch.load(range(len(instances)), instances)
         batch.reset()
         return batch
@@ -223,6 +246,52 @@ class PackingBatch:
         names = [f"{a} ({self.meaning(int(a))})" for a in legal[:6]] + ["..."] * (len(legal) > 6)
         where = f" in environment {i}" if self.num_envs > 1 else ""
         return f"action {action}{where} is not legal now; legal are: {', '.join(names) or 'none, reset first'}"
+
+    def observe(self) -> GraphBatch:
+        """Graphs of all environments as fresh arrays: a stored observation never changes."""
+        ptr = np.zeros((5, self.num_envs + 1), np.int32)
+        none = {n.name: np.empty((0, len(n.features)), np.float32) for n in self.spec.nodes}
+        empty = self.arrays(none, {link.name: _NO_LINKS for link in self.spec.links}, _NO_LINKS, _NO_LINKS)
+        graphs.count_all(self.problem, self.cluster, self.is_gpus, empty, ptr)
+        node_ptr = dict(zip((n.name for n in self.spec.nodes), [*ptr[:4], self._cluster_ptr], strict=True))
+        x = {n.name: np.empty((node_ptr[n.name][-1], len(n.features)), np.float32) for n in self.spec.nodes}
+        link = {edge.name: np.empty(node_ptr[edge.source][-1], np.int32) for edge in self.spec.links}
+        candidate, action = np.empty((2, ptr[graphs.CANDIDATE, -1]), np.int32)
+        out = self.arrays(x, link, candidate, action)
+        graphs.write_all(self.problem, self.cluster, self.mode, self.is_gpus, ptr, out)
+        return GraphBatch(x, node_ptr, link, candidate, action, ptr[graphs.CANDIDATE])
+
+    @property
+    def is_gpus(self) -> bool:
+        """It is the graph "gpus"."""
+        return self.spec.graph == "gpus"
+
+    def arrays(
+        self,
+        x: dict[str, npt.NDArray[np.float32]],
+        link: dict[str, npt.NDArray[np.int32]],
+        candidate: npt.NDArray[np.int32],
+        action: npt.NDArray[np.int32],
+    ) -> graphs.GraphArrays:
+        """The named arrays in the order the kernels want them."""
+        choice, item, node, kind, cluster = (x[n.name] for n in self.spec.nodes)
+        return graphs.GraphArrays(
+            choice=choice,
+            item=item,
+            node=node,
+            kind=kind,
+            cluster=cluster,
+            host=link["host"],
+            about=link["about"],
+            on=link["on"],
+            of=link.get("of", _NO_LINKS),
+            hand=link["hand"],
+            candidate=candidate,
+            action=action,
+            row=self._rows[0],
+            kind_row=self._rows[1],
+            count=self._class_count,
+        )
 
     def log(self, i: int) -> Log:
         """What has happened in environment i since its reset."""

@@ -18,6 +18,7 @@ from dispatchgym.envs.packing.instance import WHOLE_GPU, AntiAffinity, Nodes, Pa
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I8 = npt.NDArray[np.int8]
 U8 = npt.NDArray[np.uint8]

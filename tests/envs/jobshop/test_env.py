@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from dispatchgym.envs import ENVS
+from dispatchgym import envs
 from dispatchgym.envs.api import GraphBatch, InvalidActionError, InvalidInstanceError, UnknownNameError, UsageError
 from dispatchgym.envs.jobshop import generate, library, scenario
 from dispatchgym.envs.jobshop.batch import ShopBatch, ShopConfig
@@ -20,6 +20,7 @@ from dispatchgym.envs.jobshop.instance import Instance
 from dispatchgym.envs.jobshop.schedule import Variant, validate
 
 GRAPHS = ("jobs", "ops")
+ENVS = {name: entry for name, entry in envs.ENVS.items() if "variant" in entry.arguments}
 
 
 def small(rng: np.random.Generator) -> Instance:
