@@ -48,7 +48,7 @@ class _Dense:
             return self._scored(
                 inputs, self._norm("encoder.final", chosen), self._norm("encoder.final", h[spec.context])
             )
-        near = self._near(inputs) if encoder.rivals else None
+        bias = self._bias(inputs) if encoder.rivals and encoder.heads > 1 else None
         has_hubs = encoder.hubs and bool(spec.links)
         links = [self._links(inputs, *way) for way in self.ways] if has_hubs else []
         for i in range(encoder.layers):
@@ -56,7 +56,7 @@ class _Dense:
                 h = self._exchange(f"encoder.hubs.{i}", h, links)
             rows = torch.cat((h[spec.context], h[spec.candidate]))
             asking = torch.cat((row.new_zeros(1), row + 1)) if i == encoder.layers - 1 else None
-            rows = self._attend(f"encoder.attention.{i}", rows, near, asking)
+            rows = self._attend(f"encoder.attention.{i}", rows, bias, asking)
             h = {**h, spec.context: rows[:1], spec.candidate: rows[1:]}
         rows = self._norm("encoder.final", rows)
         return self._scored(inputs, rows[1:], rows[:1])
@@ -80,42 +80,43 @@ class _Dense:
         z = (x - self._weight(f"encoder.mean_{name}")) / self._weight(f"encoder.scale_{name}")
         return self._mlp(f"encoder.embed.{name}", z.sign() * z.abs().log1p())
 
-    def _links(self, inputs: Mapping[str, Tensor], source: str, target: str, names: tuple[str, ...]) -> Tensor:
-        """Who points where: float (sources, targets x links), 1 for a link."""
+    def _links(
+        self, inputs: Mapping[str, Tensor], source: str, target: str, names: tuple[str, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Who hears whom, rows that sum to 1 or 0, (targets x links, sources); who points where, 1 for a link, turned."""
         sources, targets = inputs[f"x/{source}"].shape[0], inputs[f"x/{target}"].shape[0]
         at = torch.arange(targets, device=inputs["candidate"].device)
-        one = torch.stack([inputs[f"link/{name}"][:, None] == at for name in names], 2)
-        return one.float().reshape(sources, targets * len(names))
+        goal = torch.stack([inputs[f"link/{name}"] for name in names], 1)
+        points = (goal[:, None, :] == at[None, :, None]).float().reshape(sources, targets * len(names))
+        return (points / points.sum(0).clamp(min=1.0)).t(), points
 
-    def _exchange(self, name: str, h: Mapping[str, Tensor], links: list[Tensor]) -> dict[str, Tensor]:
+    def _exchange(self, name: str, h: Mapping[str, Tensor], links: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         width = self.config.encoder.width
-        normed = {
-            n.name: self._norm(f"{name}.norm.{n.name}", h[n.name])
-            for n in self.spec.nodes
-            if n.name != self.spec.context
-        }
+        others = [n.name for n in self.spec.nodes if n.name != self.spec.context]
+        normed = {node: self._norm(f"{name}.norm.{node}", h[node]) for node in others}
         heard = {target: normed[target] for _, target, _ in self.ways}
-        for k, ((source, target, names), one) in enumerate(zip(self.ways, links, strict=True)):
-            mean = (one.t() @ normed[source]) / one.sum(0).clamp(min=1.0)[:, None]
-            heard[target] = heard[target] + self._linear(f"{name}.up.{k}", mean.reshape(-1, len(names) * width))
+        for k, ((source, target, names), (hears, _)) in enumerate(zip(self.ways, links, strict=True)):
+            mean = (hears @ normed[source]).reshape(-1, len(names) * width)
+            heard[target] = heard[target] + self._linear(f"{name}.up.{k}", mean)
         h = {**h, **{target: h[target] + self._mlp(f"{name}.mix.{target}", x) for target, x in heard.items()}}
         told = dict(h)
-        for k, ((source, target, _), one) in enumerate(zip(self.ways, links, strict=True)):
-            told[source] = told[source] + one @ self._linear(f"{name}.down.{k}", h[target]).reshape(-1, width)
+        for k, ((source, target, _), (_, points)) in enumerate(zip(self.ways, links, strict=True)):
+            told[source] = told[source] + points @ self._linear(f"{name}.down.{k}", h[target]).reshape(-1, width)
         return told
 
-    def _near(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """What is added to the scores of the heads that see only rivals, (size, size); context first."""
-        nodes = inputs[f"x/{self.spec.candidate}"].shape[0]
-        goal = torch.arange(nodes, device=inputs["candidate"].device)
+    def _bias(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What is added to the scores, (heads, size, size): half of the heads see only rivals, context and self."""
+        nodes, heads = inputs[f"x/{self.spec.candidate}"].shape[0], self.config.encoder.heads
+        own = torch.arange(nodes, device=inputs["candidate"].device)
+        goal = own
         for name in self.config.encoder.rivals:
             goal = torch.where(goal >= 0, inputs[f"link/{name}"][goal], -1)
-        key = torch.cat((goal.new_full((1,), -1), goal))
-        at = torch.arange(nodes + 1, device=goal.device)
-        sees = ((key[:, None] == key[None, :]) & (key[:, None] >= 0)) | (at[:, None] == at[None, :])
-        return torch.where(sees | (at[:, None] == 0) | (at[None, :] == 0), 0.0, NEVER)
+        key = torch.where(goal >= 0, goal, -2 - own)  # whoever leads nowhere has a key of its own
+        near = torch.where(key[:, None] == key[None, :], 0.0, NEVER)
+        near = functional.pad(near, (1, 0, 1, 0))  # the context node, first, sees and is seen
+        return functional.pad(near.expand(heads // 2, -1, -1), (0, 0, 0, 0, heads - heads // 2, 0))
 
-    def _attend(self, name: str, rows: Tensor, near: Tensor | None, asking: Tensor | None) -> Tensor:
+    def _attend(self, name: str, rows: Tensor, bias: Tensor | None, asking: Tensor | None) -> Tensor:
         """Rows after one layer of attention: all of them, or those at `asking`."""
         width, heads = self.config.encoder.width, self.config.encoder.heads
         part = width // heads
@@ -123,14 +124,13 @@ class _Dense:
         query = split[:, :width]
         if asking is not None:
             rows, query = rows.index_select(0, asking), query.index_select(0, asking)
-            near = None if near is None else near.index_select(0, asking)
+            bias = None if bias is None else bias.index_select(1, asking)
         q = query.reshape(-1, heads, part).transpose(0, 1)
         k = split[:, width : 2 * width].reshape(-1, heads, part).permute(1, 2, 0)
         v = split[:, 2 * width :].reshape(-1, heads, part).transpose(0, 1)
         score = (q @ k) * (1.0 / math.sqrt(part))
-        if near is not None and heads > 1:
-            free = heads - heads // 2
-            score = torch.cat((score[:free], score[free:] + near))
+        if bias is not None:
+            score = score + bias
         seen = (score.softmax(-1) @ v).transpose(0, 1).reshape(-1, width)
         rows = rows + self._linear(f"{name}.out", seen)
         return rows + self._mlp(f"{name}.mix", self._norm(f"{name}.mix_norm", rows))
