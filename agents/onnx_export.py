@@ -83,7 +83,7 @@ class _Dense:
     def _links(
         self, inputs: Mapping[str, Tensor], source: str, target: str, names: tuple[str, ...]
     ) -> tuple[Tensor, Tensor]:
-        """Who hears whom, rows that sum to 1 or 0, (targets x links, sources); who points where, 1 for a link, turned."""
+        """Who hears whom, (targets x links, sources), a mean in every row; who points where, its other way round."""
         sources, targets = inputs[f"x/{source}"].shape[0], inputs[f"x/{target}"].shape[0]
         at = torch.arange(targets, device=inputs["candidate"].device)
         goal = torch.stack([inputs[f"link/{name}"] for name in names], 1)

@@ -61,7 +61,7 @@ def weights_of(net: GraphNetwork, has_wait: bool = True) -> dict[str, np.ndarray
     return {name: state[name].numpy() for name in weight_shapes(net.spec, net.config, has_wait=has_wait)}
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(net=networks(), seed=st.integers(0, 10_000), graphs=st.integers(1, 4), isolated=st.sampled_from([0.0, 0.3, 1.0]))
 def test_numpy_gives_the_logits_of_torch_on_any_batch(
     net: GraphNetwork, seed: int, graphs: int, isolated: float
@@ -75,7 +75,7 @@ def test_numpy_gives_the_logits_of_torch_on_any_batch(
         assert (found[i, count[i] :] == -1e9).all()
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(net=networks(), seed=st.integers(0, 10_000))
 def test_the_dense_form_that_is_exported_gives_the_logits_of_the_network(net: GraphNetwork, seed: int) -> None:
     batch = random_batch(net.spec, np.random.default_rng(seed))
