@@ -42,13 +42,17 @@ class LastMask(gymnasium.Wrapper):
 
 
 class GraphIsomorphismExtractor(BaseFeaturesExtractor):
-    """A round: sums along all links, both ways, and a two-layer perceptron; padded, as the observation is."""
+    """A round: sums along all links, both ways, and a two-layer perceptron; padded, as the observation is.
 
-    def __init__(self, observation_space, nodes, links, candidate, width, rounds):
+    `typed`: messages pass a matrix of their link and way, as in networks that tell links apart; else all are alike.
+    """
+
+    def __init__(self, observation_space, nodes, links, candidate, width, rounds, typed):
         actions = observation_space["candidate"].shape[0]
         super().__init__(observation_space, actions * PER_CANDIDATE + width)
         self.names = nodes
         self.links = links
+        self.typed = typed
         rows = [observation_space[name].shape[0] for name in nodes]
         self.first = dict(zip(nodes, np.cumsum([0, *rows[:-1]]).tolist(), strict=True))
         self.candidate = candidate
@@ -56,24 +60,35 @@ class GraphIsomorphismExtractor(BaseFeaturesExtractor):
         self.mix = nn.ModuleList(
             nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()) for _ in range(rounds)
         )
+        if typed:
+            ways = [f"{way} {link}" for link, _, _ in links for way in ("to", "from")]
+            self.message = nn.ModuleList(
+                nn.ModuleDict({way: nn.Linear(width, width, bias=False) for way in ways}) for _ in range(rounds)
+            )
         self.out = nn.Linear(width, PER_CANDIDATE)
 
     def forward(self, obs):
         h = torch.cat([self.embed[name](obs[name]) for name in self.names], 1)  # (batch, rows of all types, width)
         batch, rows, width = h.shape
-        start, end, live = [], [], []
+        shift = torch.arange(batch)[:, None] * rows
+        ends = {}
         for name, source, target in self.links:
             goal = obs[name].long()
-            start.append(torch.arange(goal.shape[1]).expand_as(goal) + self.first[source])
-            end.append(goal.clamp(min=0) + self.first[target])
-            live.append(goal >= 0)
-        shift = torch.arange(batch)[:, None] * rows
-        kept = torch.cat(live, 1).flatten()
-        there, here = ((torch.cat(part, 1) + shift).flatten()[kept] for part in (start, end))
-        heard_from, hears = torch.cat((there, here)), torch.cat((here, there))
+            kept = (goal >= 0).flatten()
+            start = (torch.arange(goal.shape[1]).expand_as(goal) + self.first[source] + shift).flatten()[kept]
+            ends[name] = start, (goal + self.first[target] + shift).flatten()[kept]
         h = h.reshape(batch * rows, width)
-        for mix in self.mix:
-            h = mix(h.index_add(0, hears, h.index_select(0, heard_from)))
+        heard_from = torch.cat([end for pair in ends.values() for end in pair])
+        hears = torch.cat([end for pair in ends.values() for end in pair[::-1]])
+        for k, mix in enumerate(self.mix):
+            heard = h
+            if self.typed:
+                for name, (start, end) in ends.items():
+                    heard = heard.index_add(0, end, self.message[k][f"to {name}"](h.index_select(0, start)))
+                    heard = heard.index_add(0, start, self.message[k][f"from {name}"](h.index_select(0, end)))
+            else:
+                heard = heard.index_add(0, hears, h.index_select(0, heard_from))
+            h = mix(heard)
         h = h.view(batch, rows, width)
         mine = self.first[self.candidate] + obs["candidate"].long().clamp(min=0)
         candidates = self.out(h.gather(1, mine[:, :, None].expand(-1, -1, width)))
@@ -105,6 +120,7 @@ def build(request):
                 "candidate": spec.candidate,
                 "width": request["width"],
                 "rounds": request["rounds"],
+                "typed": request["typed"],
             },
             "net_arch": [request["width"]],
         },
