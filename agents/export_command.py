@@ -19,7 +19,7 @@ from dispatchgym.agents import bundle, bundle_export
 from dispatchgym.agents.architecture import PolicyConfig
 from dispatchgym.agents.bundle_results import attached
 from dispatchgym.agents.onnx_export import require_exporter
-from dispatchgym.agents.plain_values import build
+from dispatchgym.agents.plain_values import build, to_mapping
 from dispatchgym.agents.policy import GraphNetwork
 from dispatchgym.agents.training.config import from_mapping
 from dispatchgym.agents.training.tracking import log_bundle
@@ -78,7 +78,7 @@ def _from_run(options: argparse.Namespace, folder: Path, name: str) -> None:
         name=name,
         seed=config.seed,
         training={
-            "warm_start": None,
+            "warm_start": None if config.warm_start.teacher == "none" else to_mapping(config.warm_start),
             "config": about["config"],
             "course": course(options.source),
             "after_training": {} if options.cap is None else {"cap": options.cap},

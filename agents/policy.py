@@ -171,7 +171,7 @@ class GraphActorCriticPolicy(BasePolicy):
         )
         if active.shape[0] == 0:
             return result
-        choices = self._choices(GraphTensors.from_dict(obs))
+        choices = self.choices(GraphTensors.from_dict(obs))
         action = pick(choices.logits, 0.0 if deterministic else 1.0)
         log_prob = torch.log_softmax(choices.logits, 1).gather(1, action[:, None]).squeeze(1)
         for whole, part in zip(result, (action, choices.value, log_prob), strict=True):
@@ -180,12 +180,13 @@ class GraphActorCriticPolicy(BasePolicy):
 
     def evaluate_actions(self, obs: GraphTensors, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(values, log-probabilities, entropies) of stored decisions, each of shape (decisions,)."""
-        choices = self._choices(obs)
+        choices = self.choices(obs)
         log_probs = torch.log_softmax(choices.logits, 1)
         entropy = -(log_probs.exp() * log_probs).sum(1)
         return choices.value, log_probs.gather(1, actions.long().view(-1, 1)).squeeze(1), entropy
 
-    def _choices(self, graphs: GraphTensors) -> Choices:
+    def choices(self, graphs: GraphTensors) -> Choices:
+        """What the network says, in the policy's precision."""
         kind = graphs.candidate.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"):
             nodes, context = self.network.encoder(graphs)
@@ -195,7 +196,7 @@ class GraphActorCriticPolicy(BasePolicy):
         """Values, shape (environments, 1)."""
         values = torch.zeros(obs["over"].shape[0], 1, device=obs["over"].device)
         if obs["active"].shape[0]:
-            values[obs["active"], 0] = self._choices(GraphTensors.from_dict(obs)).value
+            values[obs["active"], 0] = self.choices(GraphTensors.from_dict(obs)).value
         return values
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:

@@ -78,6 +78,39 @@ class PPOConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class WarmStartConfig:
+    """Imitation before the first iteration; see `imitation`.
+
+    Args:
+        teacher: "none", or "pilot" for the pilot method, for graphs whose columns the graph `pilot` has too.
+        decisions: choices that the teacher judges.
+        rounds: the first is played by the teacher, later ones by the network.
+        instances: different ones at a time.
+        epochs: passes over all choices so far after every round.
+        minibatch: choices of a gradient step.
+        learning_rate: of AdamW.
+        softness: mean durations by which a candidate is worse when it is imitated 1/e times as often as the best.
+    """
+
+    teacher: Literal["none", "pilot"] = "none"
+    decisions: int = 200_000
+    rounds: int = 3
+    instances: int = 512
+    epochs: int = 4
+    minibatch: int = 4096
+    learning_rate: float = 1e-3
+    softness: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("decisions", "rounds", "instances", "epochs", "minibatch"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"warm_start.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("learning_rate", "softness"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"warm_start.{name} is {getattr(self, name)}; it must be above 0")
+
+
+@dataclass(frozen=True, slots=True)
 class ValidationConfig:
     """The fixed set on which the best checkpoint is chosen: generated instances, never a benchmark's.
 
@@ -164,6 +197,7 @@ class TrainConfig:
     instances: InstanceSource = field(default_factory=InstanceSource)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -174,6 +208,8 @@ class TrainConfig:
                 f"iterations {self.iterations}, checkpoint_every {self.checkpoint_every}, threads {self.threads}: "
                 "all must be at least 1"
             )
+        if self.warm_start.teacher == "pilot" and self.graph == "ops":
+            raise UsageError("warm_start.teacher is 'pilot', which sees jobs; graph 'ops' cannot follow it: use 'jobs'")
         if not 0.0 <= self.ema < 1.0:
             raise UsageError(f"ema is {self.ema}; it must be a share from 0 up to 1")
 

@@ -36,6 +36,7 @@ from dispatchgym.agents.training.checkpoint import (
 )
 from dispatchgym.agents.training.config import TrainConfig, dump
 from dispatchgym.agents.training.evaluations import GREEDY
+from dispatchgym.agents.training.imitation import imitate
 from dispatchgym.agents.training.pictures import write_pictures
 from dispatchgym.agents.training.run_report import write_run_report
 from dispatchgym.agents.training.tracking import Tracker, payload, tensorboard_logger
@@ -326,9 +327,11 @@ def train(config: TrainConfig, folder: Path, report: Report, resume: bool = Fals
                 tracker.remember(row)
                 report(row["iteration"], row, {})
         else:
-            for name in ("metrics.jsonl", "timing.jsonl"):
+            for name in ("metrics.jsonl", "timing.jsonl", "imitation.jsonl"):
                 (folder / name).unlink(missing_ok=True)
             fit_scale(model.policy, config)
+            if config.warm_start.teacher != "none":
+                imitate(model.policy, config, folder / "imitation.jsonl")
         if callback.iteration < config.iterations:
             left = total - model.num_timesteps
             model.learn(left, callback=callback, log_interval=None, reset_num_timesteps=not resume)
