@@ -28,6 +28,9 @@ from tests.agents.helpers import RIVALS, tiny_config
 from tests.agents.random_graphs import random_batch
 
 
+torch.set_num_threads(1)  # more only get in each other's way on graphs of this size
+
+
 @st.composite
 def networks(draw: st.DrawFn) -> GraphNetwork:
     graph = draw(st.sampled_from(sorted(SPECS)))
@@ -161,7 +164,7 @@ def test_every_runtime_agrees_on_every_shipped_bundle(name: str) -> None:
     torch_, *others = (bundles.load(bundles.find(name), runtime) for runtime in ("torch", "numpy", "onnx"))
     spec = torch_.runtime.spec
     rng = np.random.default_rng(5)
-    for most in (1, 4, 12, 40, 90):
+    for most in (1, 4, 12, 40, 70):
         for isolated in (0.2, 1.0):
             batch = random_batch(spec, rng, most=most, isolated=isolated)
             if not torch_.shop.is_blocking:
