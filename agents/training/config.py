@@ -33,7 +33,8 @@ class PPOConfig:
         share: of the decisions, how many each pass uses, drawn anew without replacement: the decisions of an episode
             say much the same, and time of an update goes with their number.
         minibatch: most decisions of a gradient step.
-        node_budget: most graph nodes of a gradient step: bounds the memory whatever the shops' sizes.
+        node_budget: most graph nodes of a gradient step: bounds the memory whatever the shops' sizes. With 3 layers of
+            width 128 a step keeps about 11 kB a node, in bf16 6 kB.
         clip: of the probability ratio.
         entropy: weight of the entropy bonus.
         value: weight of the value loss; 0 without a critic ("group" advantages need none), some 0.05 with one: the
