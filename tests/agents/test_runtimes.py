@@ -28,9 +28,6 @@ from tests.agents.helpers import RIVALS, tiny_config
 from tests.agents.random_graphs import random_batch
 
 
-torch.set_num_threads(1)  # more only get in each other's way on graphs of this size
-
-
 @st.composite
 def networks(draw: st.DrawFn) -> GraphNetwork:
     graph = draw(st.sampled_from(sorted(SPECS)))
