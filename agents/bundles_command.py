@@ -119,7 +119,7 @@ def _print_detail(about: _About, console: Console) -> None:
         "rule": f"starts as {loaded.runtime.config.rule}"
         + (f", cap {loaded.runtime.config.cap:g}" if loaded.runtime.config.cap else "")
         + f"; falls back to {manifest['fallback']}",
-        "training": f"{_trained(about)}, seed {manifest['seed']}",
+        "training": f"{_trained(about)}, seed {manifest['seed']}{_begun(about)}",
         "size": f"{about.num_bytes / 1e6:.2f} MB, runtimes {', '.join(about.runtimes)}",
         "made by": f"dispatchgym {manifest['package']}, revision {manifest['revision']}",
         "digest": loaded.digest[:16],
@@ -160,6 +160,12 @@ def _trained(about: _About) -> str:
     if "seconds" in course:
         said.append(f"{course['seconds'] / 60:.0f} min")
     return ", ".join(said) or "unknown"
+
+
+def _begun(about: _About) -> str:
+    warm_start = about.manifest["training"].get("warm_start")
+    teacher = warm_start.get("teacher") if isinstance(warm_start, dict) else warm_start
+    return f"; began by imitating {teacher!s:.40}" if teacher else "; from scratch"
 
 
 def _parser() -> argparse.ArgumentParser:
