@@ -290,7 +290,7 @@ class PackingBatch:
             action=action,
             row=self._rows[0],
             kind_row=self._rows[1],
-            count=self._class_count,
+            class_count=self._class_count,
         )
 
     def log(self, i: int) -> Log:

@@ -150,6 +150,7 @@ class PackingEnv(gym.Env[padding.Padded, np.int64]):
             batch.cluster,
             batch.mode,
             batch.is_gpus,
+            0,
             action,
             self._ptr,
             self._out,

@@ -178,7 +178,7 @@ class GraphArrays(NamedTuple):
     action: I32
     row: I32  # scratch, (pods or nodes x gpus,): row of the item's node or -1
     kind_row: I32  # scratch, (pods or typical,)
-    count: I64  # scratch, (2, classes): pods of the class that run, that wait
+    class_count: I64  # scratch, (2, classes): pods of the class that run, that wait
 
 
 CHOICE, ITEM, NODE, KIND, CANDIDATE = range(5)  # rows of the offset arrays, shape (5, envs + 1)
@@ -206,13 +206,14 @@ def step_padded(
     cluster: Cluster,
     mode: Mode,
     gpus: bool,
+    i: int,
     action: int,
     ptr: I32,
     out: GraphArrays,
     node_of_action: I32,
     num_nodes: I32,
 ) -> tuple[float, int]:
-    """Step environment 0 (NO_STEP: do not) and write its graph into arrays that hold the one before.
+    """Step environment i, the only one, (NO_STEP: do not) and write its graph into arrays that hold the one before.
 
     Rows that were real and no longer are become padding: 0 in features, -1 in links.
 
@@ -221,12 +222,12 @@ def step_padded(
     """
     reward = 0.0
     if action != NO_STEP:
-        if action < 0 or action >= cluster.mask.shape[1] or cluster.mask[0, action] == 0:
+        if action < 0 or action >= cluster.mask.shape[1] or cluster.mask[i, action] == 0:
             return 0.0, ILLEGAL
-        reward = step(problem, cluster, mode, 0, action)
+        reward = step(problem, cluster, mode, i, action)
     choices, items, nodes, kinds = ptr[CHOICE, 1], ptr[ITEM, 1], ptr[NODE, 1], ptr[KIND, 1]
-    count_rows(problem, cluster, gpus, 0, out, ptr)
-    write_rows(problem, cluster, mode, gpus, 0, ptr, out)
+    count_rows(problem, cluster, gpus, i, out, ptr)
+    write_rows(problem, cluster, mode, gpus, i, ptr, out)
     for row in range(ptr[CHOICE, 1], choices):
         for c in range(out.choice.shape[1]):
             out.choice[row, c] = 0
@@ -252,7 +253,7 @@ def step_padded(
     num_nodes[2] = ptr[NODE, 1]
     num_nodes[3] = ptr[KIND, 1]
     num_nodes[4] = 1
-    return reward, DONE if cluster.env[0].over == 1 else RUNNING_ON
+    return reward, DONE if cluster.env[i].over == 1 else RUNNING_ON
 
 
 @inlined
@@ -268,14 +269,14 @@ def count_rows(problem: Problem, cluster: Cluster, gpus: bool, i: int, out: Grap
         kinds = problem.size[k].num_typical
     else:
         for c in range(problem.size[k].num_classes):
-            out.count[0, c] = 0
+            out.class_count[0, c] = 0
         for p in range(cluster.env[i].next_pod):
             status = cluster.pod[i, p].status
             if status in (RUNNING, QUEUED, ASIDE):
                 items += 1
                 kind = problem.pod[k, p].kind
-                kinds += out.count[0, kind] == 0
-                out.count[0, kind] = 1
+                kinds += out.class_count[0, kind] == 0
+                out.class_count[0, kind] = 1
     ptr[CHOICE, i + 1] = ptr[CHOICE, i] + options - waits
     ptr[ITEM, i + 1] = ptr[ITEM, i] + items
     ptr[NODE, i + 1] = ptr[NODE, i] + problem.size[k].num_nodes
@@ -408,16 +409,16 @@ def write_classes(
     k, hand = cluster.env[i].slot, cluster.env[i].hand
     arrived = max(cluster.env[i].next_pod, 1)
     for c in range(problem.size[k].num_classes):
-        out.count[0, c] = out.count[1, c] = 0
+        out.class_count[0, c] = out.class_count[1, c] = 0
         out.kind_row[c] = -1
     for p in range(cluster.env[i].next_pod):
         status = cluster.pod[i, p].status
         if status == RUNNING:
-            out.count[0, problem.pod[k, p].kind] += 1
+            out.class_count[0, problem.pod[k, p].kind] += 1
         elif status in (QUEUED, ASIDE):
-            out.count[1, problem.pod[k, p].kind] += 1
+            out.class_count[1, problem.pod[k, p].kind] += 1
     for c in range(problem.size[k].num_classes):
-        if out.count[0, c] + out.count[1, c] == 0:
+        if out.class_count[0, c] + out.class_count[1, c] == 0:
             continue
         p = problem.classes[k, c].example
         out.kind_row[c] = at
@@ -426,8 +427,8 @@ def write_classes(
         x[1] = problem.request[k, p, 1] / mean_memory
         x[2] = gpu_need(problem, k, p)
         x[3] = tier_of(problem, k, p)
-        x[4] = out.count[0, c] / float(arrived)
-        x[5] = out.count[1, c] / float(arrived)
+        x[4] = out.class_count[0, c] / float(arrived)
+        x[5] = out.class_count[1, c] / float(arrived)
         x[6] = hand >= 0 and problem.pod[k, hand].kind == c
         at += 1
 

@@ -11,6 +11,8 @@ environment `i` of a batch. An action is a number below `Capacity.actions`:
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from dispatchgym.envs.compiled import compiled, inlined
@@ -35,6 +37,8 @@ from dispatchgym.envs.packing.state import (
 
 _WHOLE = WHOLE_GPU
 _FOREVER = FOREVER
+_ADD: Any = np.int64(1)  # typed: with plain numbers numba would compile `change` once for each
+_TAKE: Any = np.int64(-1)
 
 
 # --- entry points ---
@@ -108,10 +112,7 @@ def reset(problem: Problem, cluster: Cluster, mode: Mode, i: int) -> None:
     cluster.env[i].frag_sum = 0.0
     if mode.fragments:
         for n in range(problem.size[k].num_nodes):
-            for g in range(cluster.gpu_free.shape[2]):
-                cluster.trial[g] = cluster.gpu_free[i, n, g]
-            cluster.node[i, n].frag = fragments(problem, k, n, cluster.free[i, n, 0], cluster.trial)
-            cluster.env[i].frag_sum += cluster.node[i, n].frag
+            refragment(problem, cluster, i, n)
     next_decision(problem, cluster, mode, i)
 
 
@@ -401,7 +402,9 @@ def slots_from(problem: Problem, cluster: Cluster, i: int, p: int, n: int, g: in
 @compiled
 def hold(problem: Problem, cluster: Cluster, mode: Mode, i: int, p: int, n: int, slots: int) -> None:
     """Take what pod p needs from node n and these GPUs; the pod runs."""
-    change(problem, cluster, mode.fragments, i, p, n, slots, 1)
+    change(problem, cluster, i, p, n, slots, _ADD)
+    if mode.fragments:
+        refragment(problem, cluster, i, n)
     cluster.pod[i, p].status = RUNNING
     cluster.pod[i, p].host = n
     cluster.pod[i, p].slots = slots
@@ -417,7 +420,9 @@ def hold(problem: Problem, cluster: Cluster, mode: Mode, i: int, p: int, n: int,
 def release(problem: Problem, cluster: Cluster, mode: Mode, i: int, p: int) -> None:
     """Give back what pod p holds; the caller sets its status."""
     n = cluster.pod[i, p].host
-    change(problem, cluster, mode.fragments, i, p, n, cluster.pod[i, p].slots, -1)
+    change(problem, cluster, i, p, n, cluster.pod[i, p].slots, _TAKE)
+    if mode.fragments:
+        refragment(problem, cluster, i, n)
     ahead, behind = cluster.pod[i, p].before, cluster.pod[i, p].after
     if ahead >= 0:
         cluster.pod[i, ahead].after = behind
@@ -430,9 +435,17 @@ def release(problem: Problem, cluster: Cluster, mode: Mode, i: int, p: int) -> N
 
 
 @compiled
-def change(
-    problem: Problem, cluster: Cluster, fragmenting: bool, i: int, p: int, n: int, slots: int, sign: int
-) -> None:
+def refragment(problem: Problem, cluster: Cluster, i: int, n: int) -> None:
+    """Bring the fragmentation of node n up to date."""
+    for g in range(cluster.gpu_free.shape[2]):
+        cluster.trial[g] = cluster.gpu_free[i, n, g]
+    before = cluster.node[i, n].frag
+    cluster.node[i, n].frag = fragments(problem, cluster.env[i].slot, n, cluster.free[i, n, 0], cluster.trial)
+    cluster.env[i].frag_sum += cluster.node[i, n].frag - before
+
+
+@compiled
+def change(problem: Problem, cluster: Cluster, i: int, p: int, n: int, slots: int, sign: int) -> None:
     """Add (1) or take away (-1) pod p in every count of node n."""
     k = cluster.env[i].slot
     w = problem.pod[k, p].workload
@@ -455,12 +468,6 @@ def change(
         d = problem.spread_domain[k, t, n]
         if d >= 0:
             cluster.domain[i, t, d].spread += sign * problem.spread_match[k, t, w]
-    if fragmenting:
-        for g in range(cluster.gpu_free.shape[2]):
-            cluster.trial[g] = cluster.gpu_free[i, n, g]
-        cluster.env[i].frag_sum -= cluster.node[i, n].frag
-        cluster.node[i, n].frag = fragments(problem, k, n, cluster.free[i, n, 0], cluster.trial)
-        cluster.env[i].frag_sum += cluster.node[i, n].frag
 
 
 @compiled
@@ -544,19 +551,19 @@ def choose_victims(problem: Problem, cluster: Cluster, i: int, p: int, n: int) -
         cluster.victims[0, at] = q
         cluster.victims[1, at] = slots
     for v in range(count):
-        change(problem, cluster, False, i, cluster.victims[0, v], n, cluster.victims[1, v], -1)
+        change(problem, cluster, i, cluster.victims[0, v], n, cluster.victims[1, v], _TAKE)
     possible = fits_now(problem, cluster, i, p, n)
     chosen = 0
     for v in range(count):
         q, slots = cluster.victims[0, v], cluster.victims[1, v]
-        change(problem, cluster, False, i, q, n, slots, 1)
+        change(problem, cluster, i, q, n, slots, _ADD)
         if possible and not fits_now(problem, cluster, i, p, n):
-            change(problem, cluster, False, i, q, n, slots, -1)
+            change(problem, cluster, i, q, n, slots, _TAKE)
             cluster.victims[0, chosen] = q
             cluster.victims[1, chosen] = slots
             chosen += 1
     for v in range(chosen):
-        change(problem, cluster, False, i, cluster.victims[0, v], n, cluster.victims[1, v], 1)
+        change(problem, cluster, i, cluster.victims[0, v], n, cluster.victims[1, v], _ADD)
     return chosen if possible else 0
 
 

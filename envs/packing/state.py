@@ -154,9 +154,9 @@ class Cluster(NamedTuple):
     domain: Any  # (envs, terms, domains) of DOMAIN_STATE
     free: I64  # (envs, nodes, resources)
     gpu_free: I64  # (envs, nodes, gpus): thousandths
-    queue: I32  # (envs, pods): pods that wait for a decision, in no order
+    queue: I64  # (envs, pods): pods that wait for a decision, in no order
     mask: I8  # (envs, actions)
-    options: I32  # (envs, actions): the legal actions, packed
+    options: I64  # (envs, actions): the legal actions, packed
     log: I64  # (envs, rows, 6): what happened: time, kind, pod, node, slots, cause
     trial: I64  # (gpus,): scratch
     victims: I64  # (2, pods): scratch, pods and their slots
@@ -324,9 +324,9 @@ def new_cluster(envs: int, size: Capacity) -> Cluster:
         domain=zeros(DOMAIN_STATE, size.terms, size.domains),
         free=zeros(np.int64, size.nodes, size.resources),
         gpu_free=zeros(np.int64, size.nodes, size.gpus),
-        queue=zeros(np.int32, size.pods),
+        queue=zeros(np.int64, size.pods),
         mask=zeros(np.int8, size.actions),
-        options=zeros(np.int32, size.actions),
+        options=zeros(np.int64, size.actions),
         log=zeros(np.int64, 4 * size.pods + LOG_MARGIN, 6),
         trial=np.zeros(size.gpus, np.int64),
         victims=np.zeros((2, size.pods), np.int64),
