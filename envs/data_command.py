@@ -19,6 +19,7 @@ from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.jobshop import library, text
 from dispatchgym.envs.jobshop.generate import Routing, random_instance
 from dispatchgym.envs.jobshop.schedule import Variant
+from dispatchgym.envs.packing import openb
 from dispatchgym.envs.registry import unknown_name
 
 
@@ -30,7 +31,7 @@ class ListCommand:
     """
 
     family: str | None = None
-    """Only this family: ft, la, abz, orb, swv, yn or ta."""
+    """Only this family: ft, la, abz, orb, swv, yn or ta; or openb, the GPU cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +134,40 @@ def main(argv: list[str]) -> int:
 
 
 def _print_list(command: ListCommand, out: Console) -> None:
+    if command.family != openb.FAMILY:
+        _print_shops(command.family, out)
+    if command.family in (None, openb.FAMILY):
+        _print_clusters(out)
+
+
+def _print_clusters(out: Console) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "nodes", "pods", "GPUs", "GPUs asked for"):
+        table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
+    for column in ("published by", "licence of the numbers"):
+        table.add_column(column, no_wrap=True)
+    for name, size in openb.sizes().items():
+        table.add_row(f"{openb.FAMILY}-{name}", *size, openb.SOURCE, openb.LICENCE)
+    out.print()
+    out.print(table)
+    out.print(
+        "\nPod lists of the openb cluster. They are read from the folder kubernetes/ of DISPATCHGYM_DATA and not\n"
+        "downloaded; - where they are not there. dispatchgym.envs.packing.twin draws synthetic clusters like it.",
+        markup=False,
+    )
+
+
+def _print_shops(family: str | None, out: Console) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("name", "jobs", "machines", "classic", "blocking, swaps", "blocking, no swaps"):
         table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
     for column in ("published by", "licence of the numbers", "sha256"):
         table.add_column(column, no_wrap=True)
-    for name in library.names(command.family):
-        instance, family = library.load(name), library.family_of(name)
+    for name in library.names(family):
+        instance, origin = library.load(name), library.family_of(name)
         known = (_best_known(name, variant) for variant in ("jssp", "bws", "bns"))
         size = str(instance.num_jobs), str(instance.num_machines)
-        table.add_row(name, *size, *known, family.source, family.licence, instance.digest[:12])
+        table.add_row(name, *size, *known, origin.source, origin.licence, instance.digest[:12])
     out.print(table)
     out.print(
         "\nMakespans: proven optima, or best proven lower bound .. best known; - where nothing is published.\n"

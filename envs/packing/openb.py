@@ -21,6 +21,10 @@ from dispatchgym.envs.packing.log import Log
 from dispatchgym.envs.packing.state import BIND, KIND_COLUMN, POD_COLUMN
 from dispatchgym.envs.registry import unknown_name
 
+FAMILY = "openb"
+SOURCE = "Weng et al. (2023)"
+LICENCE = "Apache-2.0 (hkust-adsl/kubernetes-scheduler-simulator)"
+
 WORKLOADS = ("default", "cpu250", "gpushare100", "gpuspec33", "multigpu50")
 """The pod lists that come with the data."""
 
@@ -101,6 +105,21 @@ def creation_times(file: Path) -> npt.NDArray[np.int64]:
     times = np.array(_columns(file, {"creation_time": int})["creation_time"], np.int64)
     since: npt.NDArray[np.int64] = times - times.min()
     return since
+
+
+def sizes() -> dict[str, tuple[str, str, str, str]]:
+    """Nodes, pods, GPUs and GPUs asked for of every pod list, as text; "-" where the data are not there."""
+    try:
+        folder = data_folder()
+    except UsageError:
+        return dict.fromkeys(WORKLOADS, ("-", "-", "-", "-"))
+    nodes = read_nodes(folder / "openb_node_list_gpu_node.csv")
+    found = {}
+    for workload in WORKLOADS:
+        pods, _ = read_pods(folder / f"openb_pod_list_{workload}.csv")
+        asked = float((pods.gpus.astype(np.int64) * pods.gpu_milli).sum()) / WHOLE_GPU
+        found[workload] = str(len(nodes)), str(len(pods)), str(int(nodes.gpus.sum())), f"{asked:.1f}"
+    return found
 
 
 def load(workload: str = "default", seed: int = 42, ratio: float = RATIO) -> PackingInstance:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dispatchgym.envs import data_command
 from dispatchgym.envs.api import InvalidInstanceError, UnknownNameError, UsageError
 from dispatchgym.envs.packing import generate, openb, twin
 from dispatchgym.envs.packing.instance import (
@@ -103,6 +104,21 @@ def test_the_published_cluster_has_the_published_size(public_data: Path) -> None
     for workload in openb.WORKLOADS:
         asked = openb.load(workload, 42).pods
         assert 1.299 < float((asked.gpus * asked.gpu_milli).sum()) / 6_212_000 <= 1.3002
+
+
+def test_the_data_command_lists_the_clusters(public_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert data_command.main(["list", "--family", "openb"]) == 0
+    printed = capsys.readouterr().out
+    assert "ft06" not in printed
+    row = next(line.split() for line in printed.splitlines() if line.startswith("openb-default"))
+    assert row[:5] == ["openb-default", "1213", "8152", "6212", "6086.8"]
+
+
+def test_without_the_data_the_list_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("DISPATCHGYM_DATA", raising=False)
+    assert data_command.main(["list", "--family", "openb"]) == 0
+    printed = capsys.readouterr().out
+    assert next(line.split()[1:5] for line in printed.splitlines() if line.startswith("openb-cpu250")) == ["-"] * 4
 
 
 def test_without_the_data_the_message_names_the_twin(monkeypatch: pytest.MonkeyPatch) -> None:
