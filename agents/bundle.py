@@ -36,6 +36,7 @@ from dispatchgym.envs.api import DispatchGymError, GraphSpec
 from dispatchgym.envs.jobshop.batch import ShopConfig
 from dispatchgym.envs.jobshop.graph import SPECS
 from dispatchgym.envs.registry import unknown_name
+from dispatchgym.solvers.jobshop.rules import RULES
 
 SCHEMA = 2
 FORMAT = "dispatchgym/policy"
@@ -218,6 +219,8 @@ def _manifest(contents: _Contents) -> dict[str, Any]:
             raise BundleError(f"{path}: {key} is {manifest[key]!r:.40}; it must be an object")
     if not isinstance(graph, str) or graph not in SPECS:
         raise BundleError(f"{path}: graph {graph!r:.40} is not known; known are: {', '.join(SPECS)}")
+    if not isinstance(manifest["fallback"], str) or manifest["fallback"] not in RULES:
+        raise BundleError(f"{path}: fallback {manifest['fallback']!r:.40} is not a rule; rules are: {', '.join(RULES)}")
     if manifest["family"] != SPECS[graph].family:
         raise BundleError(f"{path}: family {manifest['family']!r:.40} is not that of graph {graph!r}")
     if manifest["spec"] != SPECS[graph].digest:

@@ -41,6 +41,7 @@ from dispatchgym.agents.training.checkpoint import replace_folder
 from dispatchgym.envs.api import GraphSpec
 from dispatchgym.envs.jobshop.batch import GraphName, ShopBatch, ShopConfig
 from dispatchgym.envs.jobshop.generate import random_instance
+from dispatchgym.solvers.jobshop.rules import RULES
 
 ACTION = (
     "argmax of the logits over the candidates of a decision, ties to the first; candidate -1 is WAIT; "
@@ -51,6 +52,8 @@ GOLDEN_SIZES = ((4, 3), (6, 4), (3, 6))
 PARITY_SIZES = ((2, 8), (7, 5), (15, 15), (25, 4), (40, 10))
 """Shops on which the runtimes must agree before a bundle is written, each with its links and with all of them cut."""
 EXAMPLE_SIZE = (5, 4)
+FALLBACK = "lrpt"
+"""Where the network starts as no rule, or as one that is itself too slow to fall back to."""
 
 
 def export(
@@ -81,7 +84,7 @@ def export(
     return write(
         weights, network.spec, network.config, shop, folder, name, {
             "seed": seed, "training": dict(training), "results": dict(results), "revision": revision,
-            "fallback": network.config.rule,
+            "fallback": network.config.rule if network.config.rule in RULES else FALLBACK,
         }, onnx=onnx,
     )  # fmt: skip
 

@@ -118,6 +118,7 @@ def test_missing_and_truncated_files_are_refused(tmp_path: Path) -> None:
         ("family", "packing", "is not that of graph"),
         ("graph", ["jobs"], "is not known"),
         ("training", "long", "must be an object"),
+        ("fallback", "pilot", "is not a rule"),
         ("graph", "hypergraph", "is not known"),
         ("spec", "0" * 64, "another version of graph"),
         ("files", {"../x": "0"}, "nothing else"),
