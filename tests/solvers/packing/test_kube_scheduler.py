@@ -14,6 +14,7 @@ from dispatchgym.envs.packing.batch import PackingBatch, PackingConfig
 from dispatchgym.envs.packing.instance import Nodes, PackingInstance, Pods, Taint, Toleration, Workload
 from dispatchgym.envs.packing.validate import validate
 from dispatchgym.solvers.packing import kube_scheduler
+from dispatchgym.solvers.packing.hard_seeds import hard_instances
 from dispatchgym.solvers.packing.kube_scheduler import Settings
 
 FIRST = Settings(ties="first")
@@ -221,3 +222,25 @@ def test_settings_that_cannot_be_are_refused() -> None:
         Settings(shape=((0, 0), (100, 100)))
     with pytest.raises(UsageError, match="percentage is 101"):
         Settings(percentage=101)
+
+
+def test_hard_instances_are_those_that_the_default_scheduler_does_not_solve() -> None:
+    chosen = {instance.name for instance in hard_instances(4, 4, 2, 0.9, 8)}
+    expected = []
+    for seed in range(200):
+        instance = generate.priority_matters(4, 4, 2, 0.9, seed)
+        if len(slow_run(instance_of_one_priority(instance), FIRST)) < 16:
+            expected.append(instance.name)
+    assert chosen == set(expected[:8])
+    assert len(expected) < 200
+    with pytest.raises(UsageError, match=r"0 of 400 instances of 4 nodes at usage 0\.3"):
+        hard_instances(4, 4, 2, 0.3, 2)
+    full = hard_instances(4, 4, 2, 1.0, 3, first_seed=5)
+    assert [instance.name.rsplit("seed", 1)[1] for instance in full] == ["5", "6", "7"]
+
+
+def instance_of_one_priority(instance: PackingInstance) -> PackingInstance:
+    """The same arrivals, but nobody may be evicted; one ReplicaSet arrives at a time, so the order stays."""
+    return replace(
+        instance, pods=instance.pods.take(range(instance.num_pods), priority=np.zeros(instance.num_pods, int))
+    )
