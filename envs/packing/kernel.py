@@ -126,7 +126,7 @@ def step(problem: Problem, cluster: Cluster, mode: Mode, i: int, action: int) ->
     used, broken, moved = cluster.env[i].gpu_used, cluster.env[i].frag_sum, cluster.env[i].moved
     reward = 0.0
     if action == cluster.mask.shape[1] - 1:
-        set_aside(cluster, i, p)
+        set_aside(cluster, i, p, 1)
     elif action < nodes * gpus:
         n, g = action // gpus, action % gpus
         if cluster.env[i].lifted == 1:
@@ -269,8 +269,9 @@ def drop_from_queue(cluster: Cluster, i: int, p: int) -> None:
 
 
 @inlined
-def set_aside(cluster: Cluster, i: int, p: int) -> None:
+def set_aside(cluster: Cluster, i: int, p: int, declined: int) -> None:
     drop_from_queue(cluster, i, p)
+    cluster.pod[i, p].declined = declined
     cluster.pod[i, p].status = ASIDE
     cluster.env[i].aside += 1
 
@@ -279,14 +280,17 @@ def set_aside(cluster: Cluster, i: int, p: int) -> None:
 def recall(problem: Problem, cluster: Cluster, mode: Mode, i: int, n: int) -> None:
     """Put pods set aside back into the queue if what has just left node n may make room for them.
 
-    Where pods can be evicted or moved, or a pod's rules look beyond the node, that is any of them.
+    Where pods can be evicted or moved, or rules look beyond the node, that is any of them; and so it is of a pod
+    that had a choice and was told to wait.
     """
     if cluster.env[i].aside == 0:
         return
     k = cluster.env[i].slot
     every = mode.evict or mode.moves > 0 or problem.size[k].num_anti > 0 or problem.size[k].num_spread > 0
     for p in range(cluster.env[i].next_pod):
-        if cluster.pod[i, p].status == ASIDE and (every or fits_now(problem, cluster, i, p, n)):
+        if cluster.pod[i, p].status != ASIDE:
+            continue
+        if every or cluster.pod[i, p].declined == 1 or fits_now(problem, cluster, i, p, n):
             cluster.env[i].aside -= 1
             push(cluster, i, p)
 
@@ -313,7 +317,7 @@ def next_decision(problem: Problem, cluster: Cluster, mode: Mode, i: int) -> Non
             if offer(problem, cluster, mode, i, p):
                 cluster.env[i].hand = p
                 return
-            set_aside(cluster, i, p)
+            set_aside(cluster, i, p, 0)
         if not pass_time(problem, cluster, mode, i):
             break
     for c in range(cluster.env[i].num_options):

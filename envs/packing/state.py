@@ -140,6 +140,7 @@ POD_STATE = np.dtype(
         ("stamp", np.int64),  # place in the queue
         ("bound_at", np.int64),
         ("leaves", np.int64),  # departure of a running pod
+        ("declined", np.int64),  # 1 if it was set aside though it had a choice
     ]
 )
 DOMAIN_STATE = np.dtype([("anti_match", np.int64), ("anti_owner", np.int64), ("spread", np.int64)])  # pods there

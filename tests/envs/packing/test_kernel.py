@@ -133,26 +133,33 @@ def victims_by_hand(instance: PackingInstance, events: list[Event], p: int, n: i
     return out
 
 
-@settings(max_examples=40)
-@given(seed=st.integers(0, 10**6), gpus=st.booleans())
-def test_evictions_follow_the_victim_rule(seed: int, gpus: bool) -> None:
-    instance = made(seed, gpus=gpus, departures=True)
-    batch = batch_of(instance, PackingConfig(evict=True))
-    rng = np.random.default_rng(seed)
-    while not batch.over[0]:
-        p, now = int(batch.cluster.env["hand"][0]), int(batch.cluster.env["now"][0])
-        events = batch.log(0).events()
-        first = ROOM.nodes * ROOM.gpus
-        offered = {int(a) - first for a in np.flatnonzero(batch.mask[0]) if first <= a < first + ROOM.nodes}
-        expected = {n: victims_by_hand(instance, events, p, n, now) for n in range(instance.num_nodes)}
-        assert offered == {n for n, out in expected.items() if out is not None}
-        action = int(rng.choice(np.flatnonzero(batch.mask[0])))
-        if offered and rng.random() < 0.7:
-            action = first + int(rng.choice(sorted(offered)))
-        batch.step([action])
-        if first <= action < first + ROOM.nodes:
-            out = {e.pod for e in batch.log(0).events()[len(events) :] if e.kind == "evict"}
-            assert out == expected[action - first]
+def test_evictions_follow_the_victim_rule() -> None:
+    chosen = 0  # decisions where some but not all pods of lower priority had to go
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        gpus, rules = seed % 2 == 0, seed % 3 == 0
+        instance = generate.random_cluster(rng, 2, 14, gpus=gpus, rules=rules, departures=True, priorities=6)
+        batch = batch_of(instance, PackingConfig(evict=True))
+        while not batch.over[0]:
+            p, now = int(batch.cluster.env["hand"][0]), int(batch.cluster.env["now"][0])
+            events = batch.log(0).events()
+            first = ROOM.nodes * ROOM.gpus
+            offered = {int(a) - first for a in np.flatnonzero(batch.mask[0]) if first <= a < first + ROOM.nodes}
+            expected = {n: victims_by_hand(instance, events, p, n, now) for n in range(instance.num_nodes)}
+            assert offered == {n for n, out in expected.items() if out is not None}
+            action = int(rng.choice(np.flatnonzero(batch.mask[0])))
+            if offered and rng.random() < 0.7:
+                action = first + int(rng.choice(sorted(offered)))
+            runs = batch.cluster.pod["host"][0]
+            lower = {
+                n: int(((runs[:14] == n) & (instance.pods.priority < instance.pods.priority[p])).sum()) for n in offered
+            }
+            batch.step([action])
+            if first <= action < first + ROOM.nodes:
+                out = {e.pod for e in batch.log(0).events()[len(events) :] if e.kind == "evict"}
+                assert out == expected[action - first]
+                chosen += len(out) < lower[action - first]
+    assert chosen > 30
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -315,6 +322,16 @@ def test_a_pod_that_waits_comes_back_when_somebody_leaves() -> None:
         (10, "bind", 2),
     ]
     assert batch.metrics(0).pending_hours == pytest.approx((9 + 8) / 3600)
+
+
+def test_a_pod_told_to_wait_is_asked_about_again_after_any_departure() -> None:
+    # Pod 1 fits node 1 only and is told to wait; pod 0 leaves node 0, where pod 1 does not fit.
+    instance = plain([[4, 4], [9, 9]], [[4, 4], [8, 8]], arrival=[0, 1], lifetime=[5, 9])
+    batch = PackingBatch.of([instance])
+    batch.step([0])
+    assert offers(batch) == ["bind to node 1, slot 0", "WAIT"]
+    batch.step([batch.wait_action])
+    assert (batch.cluster.env["now"][0], offers(batch)) == (5, ["bind to node 1, slot 0", "WAIT"])
 
 
 def test_the_queue_serves_priority_first_and_then_order() -> None:
