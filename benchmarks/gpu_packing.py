@@ -5,7 +5,7 @@ a workload and rule: the mean GPU allocation over seeds 42..51 at 90, 95, 100, 1
 standard deviation at 130 %, the published value at 130 %, the difference, and CPU seconds a run. The exit code is 1
 if a published value is missed by more than 0.4 points (default workload) or 0.8 points (the others).
 
-Without the lists (DISPATCHGYM_DATA), `--twin` plays synthetic twins instead, for which nothing is published.
+`--twin` plays synthetic twins instead, for which nothing is published; so it does without the lists (DISPATCHGYM_DATA).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable
 import numpy as np
 from harness.rows import Measured, Row, arguments, publish
 
+from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.packing import openb, twin
 from dispatchgym.envs.packing.batch import ALLOCATED, PackingConfig
 from dispatchgym.envs.packing.instance import PackingInstance
@@ -40,6 +41,12 @@ def main() -> int:
     parser.add_argument("--twin", action="store_true", help="synthetic twins instead of the published lists")
     parser.add_argument("--rules", nargs="*", default=list(RULES), choices=RULES, help="default: all")
     options = parser.parse_args()
+    if not options.twin:
+        try:
+            openb.data_folder()
+        except UsageError as error:
+            print(f"{error}; playing the twin")
+            options.twin = True
     seeds = openb.SEEDS[: 2 if options.quick else None]
     problems: dict[str, Callable[[int], PackingInstance]] = (
         {"twin": twin.load} if options.twin else {w: lambda seed, w=w: openb.load(w, seed) for w in options.workloads}
