@@ -12,9 +12,11 @@ from dispatchgym.agents.bundle import Bundle
 from dispatchgym.agents.evaluation.policies import Answer, Kind, Run, number
 from dispatchgym.agents.evaluation.problem import Problem
 from dispatchgym.agents.greedy_run import play_greedily
+from dispatchgym.agents.lookahead import DEFAULT_WEIGHT, require_columns
 from dispatchgym.agents.runtime import RuntimeName
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.jobshop.batch import ShopConfig
+from dispatchgym.envs.jobshop.graph import PILOT
 from dispatchgym.envs.jobshop.scenario import Scenario
 from dispatchgym.envs.jobshop.schedule import Variant
 
@@ -39,6 +41,7 @@ class LearnedPolicy:
         samples: 0 for the greedy run.
         temperature: of the samples.
         runtime: of the greedy run.
+        ahead: weight of the look-ahead, 0 for none.
     """
 
     called: str
@@ -49,11 +52,14 @@ class LearnedPolicy:
     samples: int = 0
     temperature: float = 1.0
     runtime: RuntimeName = "onnx"
+    ahead: float = 0.0
 
     @property
     def name(self) -> str:
+        weight = "" if self.ahead == DEFAULT_WEIGHT else f"{self.ahead:g}"
+        ahead = f"+lookahead{weight}" if self.ahead else ""
         heat = "" if self.temperature == 1.0 else f"+temperature{self.temperature:g}"
-        return f"bundle:{self.called}" + (f"@{self.samples}{heat}" if self.samples else "")
+        return f"bundle:{self.called}" + (f"@{self.samples}{heat}" if self.samples else "") + ahead
 
     @property
     def kind(self) -> Kind:
@@ -86,7 +92,7 @@ class LearnedPolicy:
         def run(scenario: Scenario | None, seed: int) -> Answer:
             if self.samples:
                 return self._best_of_many(loaded, problem, shop, seed)
-            over = play_greedily(loaded.runtime, problem.instance, shop, scenario)
+            over = play_greedily(loaded.runtime, problem.instance, shop, scenario, self.ahead)
             return Answer(over.schedule(0), decisions=int(over.shop.decisions[0]))
 
         return run
@@ -107,8 +113,9 @@ class LearnedPolicy:
             torch.manual_seed(seed)
             for begin in range(0, self.samples, SAMPLES_AT_ONCE):
                 count = min(SAMPLES_AT_ONCE, self.samples - begin)
-                runs = ShopRuns.of([problem.instance], shop, network.spec.graph, count)
-                found = play(network, runs, self.temperature)
+                graph = PILOT.graph if self.ahead else network.spec.graph
+                runs = ShopRuns.of([problem.instance], shop, graph, count)
+                found = play(network, runs, self.temperature, self.ahead)
                 decisions += int(runs.decisions.sum())
                 if best is None or found.min() < best.makespan:
                     best = runs.schedule(int(found.argmin()))
@@ -159,24 +166,33 @@ class ShippedPolicy:
 def parse_bundle(spec: str, delta: float = 0.0) -> LearnedPolicy:
     """`bundle:NAME` or `bundle:PATH`, greedy; `@128` for the best of 128 runs, `+temperature0.7` for their spread.
 
+    `+lookahead` behind either, or `+lookahead8` with a weight, for look-ahead.
+
     Raises:
         UnknownNameError: no such bundle; BundleError: one that cannot be trusted; UsageError: a wrong option.
     """
-    called, _, tail = spec.partition(":")[2].partition("@")
+    head, *options = spec.partition(":")[2].split("+")
+    called, _, limit = head.partition("@")
     if not called:
         raise UsageError(
             f"policy {spec!r}: write bundle:NAME or bundle:PATH; shipped are {', '.join(bundles.shipped())}"
         )
-    limit, *options = tail.split("+")
     if limit and not (limit.isdigit() and 1 <= int(limit) <= MOST_SAMPLES):
         raise UsageError(f"policy {spec!r}: write a number of runs behind '@', such as @128, up to {MOST_SAMPLES}")
-    temperature = 1.0
+    temperature, ahead = 1.0, 0.0
     for option in options:
-        if not option.startswith("temperature"):
-            raise UsageError(f"policy {spec!r}: {option!r} is not an option of a bundle; known: temperature0.7")
-        temperature = number(spec, option, option.removeprefix("temperature"), 0.01, 10.0)
+        if option.startswith("lookahead"):
+            weight = option.removeprefix("lookahead")
+            ahead = number(spec, option, weight, 0.01, 1e6) if weight else DEFAULT_WEIGHT
+        elif option.startswith("temperature") and limit:
+            temperature = number(spec, option, option.removeprefix("temperature"), 0.01, 10.0)
+        else:
+            known = "lookahead, lookahead8, and behind @128 temperature0.7"
+            raise UsageError(f"policy {spec!r}: {option!r} is not an option of a bundle; known: {known}")
     folder = bundles.find(called).resolve()
     loaded = bundles.load(folder, "numpy")
+    if ahead:
+        require_columns(loaded.runtime.spec)
     return LearnedPolicy(
         called,
         folder,
@@ -186,6 +202,7 @@ def parse_bundle(spec: str, delta: float = 0.0) -> LearnedPolicy:
         int(limit or 0),
         temperature,
         "onnx" if bundles.ONNX in loaded.manifest["files"] else "numpy",
+        ahead,
     )
 
 
@@ -197,7 +214,7 @@ def parse_learned(spec: str, delta: float = 0.0) -> ShippedPolicy:
     """
     suffix = spec[len("learned") :]
     if suffix and suffix[0] not in "@+":
-        raise UsageError(f"policy {spec!r}: write learned or learned@128")
+        raise UsageError(f"policy {spec!r}: write learned, learned@128 or learned+lookahead")
     policies = [parse_bundle(f"bundle:{name}{suffix}") for name in bundles.shipped()]
     own: dict[Variant, LearnedPolicy] = {}
     for policy in policies:

@@ -213,6 +213,7 @@ FAMILIES = Registry(
     "policy",
     {
         "sampled": "dispatchgym.agents.evaluation.policies:parse_sampled",
+        "pilot": "dispatchgym.agents.evaluation.pilot_policy:parse_pilot",
         "cp-sat": "dispatchgym.agents.evaluation.solver_policies:parse_cp_sat",
         "clairvoyant": "dispatchgym.agents.evaluation.solver_policies:parse_clairvoyant",
         "rolling": "dispatchgym.agents.evaluation.solver_policies:parse_rolling",
@@ -228,6 +229,7 @@ FORMS = (
     ("RULE+cap=tuned", "the cap chosen for each size on generated instances, never on the tested ones"),
     ("RULE+active, RULE+delta0.5", "the rule with its own schedule builder, whatever --builder says (classic shop)"),
     ("sampled:RULE@128", "the best of 128 randomised runs (+noise0.2: stronger randomisation); not with shutdowns"),
+    ("pilot, pilot:RULE+cap0.7", "every candidate is tried to the end under three rules, or one; the best goes next"),
     (
         "cp-sat@10s, cp-sat@5d",
         "OR-Tools CP-SAT for 10 s of wall time, or for 5 deterministic seconds (the same work anywhere)",
@@ -242,6 +244,7 @@ FORMS = (
         "CP-SAT planning anew at each shutdown, repair and arrival, 1 s each (or 1d); knows no more than a rule",
     ),
     ("bundle:NAME, bundle:PATH", "a learned policy; @128: best of 128 sampled runs (+temperature0.7: closer ones)"),
+    ("bundle:NAME+lookahead", "it prefers what also turns out well when a few rules play on (+lookahead8: less so)"),
     ("learned", "in each shop the shipped bundle that was trained for it; @128 as above"),
 )
 """How a policy may be written, and what it is: what `--list` prints."""

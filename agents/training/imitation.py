@@ -13,14 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from dispatchgym.agents.graph_tensors import GraphTensors, concatenate, cuts, owner, select
+from dispatchgym.agents.graph_tensors import GraphTensors, concatenate, cuts, select
+from dispatchgym.agents.playing import behind_best, shown_to
 from dispatchgym.agents.policy import GraphActorCriticPolicy, pick
 from dispatchgym.agents.rollout_buffer import minibatch_sizes
 from dispatchgym.agents.shop_runs import ShopRuns
 from dispatchgym.agents.training.config import TrainConfig
-from dispatchgym.envs.api import GraphSpec
 from dispatchgym.envs.jobshop.graph import PILOT
 
 
@@ -50,7 +49,7 @@ def imitate(policy: GraphActorCriticPolicy, config: TrainConfig, log: Path) -> N
                 wanted = (-behind / chosen.softness).softmax(1)
                 loss = -(wanted * logits.log_softmax(1)).sum(1).mean()
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(policy.network.parameters(), config.ppo.max_grad_norm)
                 optimizer.step()
                 losses.append(loss.detach())
@@ -94,26 +93,3 @@ def _play(policy: GraphActorCriticPolicy, config: TrainConfig, round_number: int
             wanted -= graphs.num_graphs
         draw += 1
     return parts
-
-
-def behind_best(graphs: GraphTensors) -> Tensor:
-    """How much worse than the best each candidate turned out, mean durations, (G, most candidates); padding is inf."""
-    node, context = (PILOT.node(name).features for name in (PILOT.candidate, PILOT.context))
-    job = graphs.x[PILOT.candidate][:, [f.name for f in node].index("behind")]
-    wait = [i for i, f in enumerate(context) if f.name.startswith("wait_behind")]
-    count = graphs.candidate.shape[0]
-    graph = owner(graphs.candidate_ptr, count)
-    position = torch.arange(count, device=graph.device) - graphs.candidate_ptr[graph]
-    own = torch.where(
-        graphs.candidate < 0,
-        graphs.x[PILOT.context][:, wait].min(1).values[graph],
-        job[graphs.candidate.clamp(min=0)],
-    )
-    size = graphs.most_of(PILOT.candidate).candidates
-    grid = own.new_full((graphs.num_graphs * size,), torch.inf).index_copy(0, graph * size + position, own)
-    return grid.view(graphs.num_graphs, size)
-
-
-def shown_to(spec: GraphSpec, graphs: GraphTensors) -> GraphTensors:
-    """The columns of graph `pilot` that `spec` has, which are its first ones."""
-    return graphs._replace(x={node.name: graphs.x[node.name][:, : len(node.features)] for node in spec.nodes})

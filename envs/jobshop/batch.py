@@ -252,7 +252,9 @@ class ShopBatch:
     def write_pilots(self, ptr: npt.NDArray[np.int32], out: graphs.GraphArrays) -> None:
         """The columns of the look-ahead, if the graph has them."""
         if self._pilots is not None:
-            pilot.write_pilots(self.problem, self.shop, self.mode, self._pilots, ptr[graphs.JOB], out.job, out.shop)
+            most = pilot.MOST_BLOCKING if self.config.is_blocking else pilot.MOST_CLASSIC
+            at = ptr[graphs.JOB]
+            pilot.write_pilots(self.problem, self.shop, self.mode, self._pilots, most, at, out.job, out.shop)
 
     def arrays(
         self,

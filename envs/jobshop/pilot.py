@@ -31,6 +31,13 @@ CLASSIC = ((LRPT, None), (FDD_MWKR, None), (MWKR, None))
 BLOCKING = ((LRPT, 0.55), (LRPT, 0.8), (SPT, 0.7))
 """The same in the blocking shops."""
 
+MOST_CLASSIC = 8_000
+"""Operations played for one observation, candidates x rules x operations left: about 2 ms of one core. Larger shops
+are not looked ahead in until they have shrunk."""
+
+MOST_BLOCKING = 100_000
+"""The same in blocking shops, where nothing else shows that the shop is about to jam."""
+
 _MEAN = "mean durations"
 _EACH = "lrpt, fdd/mwkr, mwkr; in blocking shops lrpt+cap0.55, lrpt+cap0.8, spt+cap0.7"
 JOB_COLUMNS = (
@@ -41,7 +48,7 @@ JOB_COLUMNS = (
         for k in range(COUNT)
     ),
 )
-"""Of a candidate's node; 0 for other jobs, and where there is only one candidate."""
+"""Of a candidate's node; 0 for other jobs, where there is only one candidate, and where trying would take too long."""
 
 SHOP_COLUMNS = (
     Feature("pilot", _MEAN, 0, 1e6, "best makespan of all candidates and rules, minus the lower bound now"),
@@ -150,10 +157,13 @@ def try_actions(problem: Problem, shop: Shop, mode: Mode, i: int, pilots: Pilots
 
 
 @compiled
-def write_pilots(problem: Problem, shop: Shop, mode: Mode, pilots: Pilots, ptr: I32, job: F32, context: F32) -> None:
+def write_pilots(
+    problem: Problem, shop: Shop, mode: Mode, pilots: Pilots, most: int, ptr: I32, job: F32, context: F32
+) -> None:
     """Write the columns of every environment behind those that the graph `jobs` has too.
 
     Args:
+        most: where more operations than that would have to be played, nothing is tried and the columns are 0.
         ptr: first row of every environment in `job`, (envs + 1,).
         job, context: rows of the job nodes and of the context nodes.
     """
@@ -171,7 +181,7 @@ def write_pilots(problem: Problem, shop: Shop, mode: Mode, pilots: Pilots, ptr: 
         legal = 0
         for action in range(wait + 1):
             legal += shop.mask[i, action]
-        if legal < 2:
+        if legal < 2 or legal * rules * shop.ops_left[i] > most:
             continue
         try_actions(problem, shop, mode, i, pilots)
         inv = np.float32(1.0 / problem.scale[k])
