@@ -8,7 +8,8 @@ that a network made; the peer's is asked about forced moves, which we carry out,
 Steps are operations dispatched, forced ones included.
 
 With --gpu: the shipped recipe of the classic shop on a GPU, what its time goes into, and what bounds it.
-With --five-minutes: what that recipe reaches in a wall budget, judged on Taillard's instances.
+With --five-minutes: what PPO reaches with that recipe in a wall budget, without its warm start, judged on Taillard's
+instances.
 """
 
 from __future__ import annotations
@@ -285,7 +286,8 @@ def main() -> None:
     torch.set_num_threads(1)
     rows: list[Row] = []
     if options.gpu or options.five_minutes:
-        config = load(options.recipe, [f"device={options.device}", *options.override])
+        fixed = [f"device={options.device}", "tracking.wandb=disabled", "warm_start.teacher=none"]
+        config = load(options.recipe, [*fixed, *options.override])
     if options.gpu:
         sizes = "instances.sizes=[[15, 15], [20, 15]]"
         variations = {
