@@ -363,6 +363,17 @@ def test_a_move_is_two_decisions_and_staying_costs_nothing() -> None:
     assert validate(batch.log(0).events(), instance) == {0: 1, 1: 1, 2: 0}
 
 
+def test_a_move_brings_back_who_waits() -> None:
+    instance = plain([[10, 10], [10, 10]], [[4, 4], [4, 4], [8, 8], [1, 1]], arrival=[0, 1, 2, 3])
+    batch = PackingBatch.of([instance], PackingConfig(moves=1))
+    pick = batch.capacity.nodes * 2
+    for action in (0, 1, batch.wait_action, pick, 1):  # pod 2 waits; for pod 3, pod 0 moves to node 1
+        batch.step([action])
+    assert batch.cluster.env["hand"][0] == 3
+    batch.step([1])
+    assert (batch.cluster.env["hand"][0], offers(batch)) == (2, ["bind to node 0, slot 0", "WAIT"])
+
+
 def test_an_eviction_is_paid_for_and_takes_the_placement_back() -> None:
     instance = plain([[10, 10]], [[4, 4], [4, 4], [5, 5]], priority=[0, 0, 1], arrival=[0, 1, 2])
     config = PackingConfig(evict=True, reward=Reward(placed=1.0, tier=4.0, eviction=0.5))
