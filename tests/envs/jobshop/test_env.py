@@ -77,7 +77,7 @@ def padded_equals_ragged(obs: dict[str, Any], ragged: GraphBatch) -> None:
     np.testing.assert_array_equal(obs["candidate"][ragged.action], ragged.candidate)
 
 
-@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("graph", [*GRAPHS, "pilot"])
 @pytest.mark.parametrize("name", ENVS)
 def test_padded_and_batched_observations_are_equal_at_every_step(name: str, graph: str) -> None:
     rng, variant = np.random.default_rng(7), variant_of(name)
