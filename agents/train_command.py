@@ -108,7 +108,7 @@ class Watch:
 
 def main(argv: list[str]) -> int:
     """Parse the arguments, train, say where the results are; returns the exit code."""
-    options = _parser().parse_args(argv)
+    options = _parser().parse_intermixed_args(argv)
     console = Console(soft_wrap=True)
     if options.resume is not None:
         folder = options.resume
