@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers
 DEMO := out/demo
+DEMO_POLICIES := 'lrpt,mwkr+cap=tuned,spt,random,sampled:mwkr@64,pilot,bundle:$(DEMO)/bundle,learned,learned+lookahead,cp-sat@2d+hint:lrpt,rolling@0.2d,clairvoyant@3d'
 BENCH_ARGS ?=
 PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4
 
@@ -25,8 +26,11 @@ setup: $(READY) ## create .venv with every pinned version and install dispatchgy
 $(READY): pyproject.toml constraints.txt
 	@.ci/environment $(VENV) constraints.txt --no-build-isolation -e '.[dev,docs,onnx]'
 
-demo: setup ## set up, judge the rules and CP-SAT on real instances, say where the report lies
-	@$(BIN)/dispatchgym evaluate demo --out $(DEMO) --fresh
+demo: setup ## train a small policy, judge it beside shipped bundles, rules and CP-SAT, say where the reports lie
+	@rm -rf $(DEMO)/run
+	@$(BIN)/dispatchgym train configs/jobshop/demo.yaml --out $(DEMO)/run
+	@$(BIN)/dispatchgym export $(DEMO)/run --out $(DEMO)/bundle --no-onnx
+	@$(BIN)/dispatchgym evaluate demo --out $(DEMO) --fresh --policies $(DEMO_POLICIES)
 
 test: lint types tests ## set up, then lint, types and tests
 

@@ -228,7 +228,8 @@ SUITES: dict[str, Suite] = {
             "ft06 and la01-05 in the classic, the blocking and the interrupting shop; ta01-05 in the classic shop",
             ("jssp", "bws", "isbjssp"),
             _demo,
-            "lrpt,fdd/mwkr,mwkr,mwkr+cap=tuned,spt,random,sampled:mwkr@64,cp-sat@2d+hint:lrpt,rolling@0.2d,clairvoyant@3d",
+            "lrpt,mwkr+cap=tuned,spt,random,sampled:mwkr@64,pilot,learned,learned+lookahead,"
+            "cp-sat@2d+hint:lrpt,rolling@0.2d,clairvoyant@3d",
             seeds=2,
             probabilities=(0.1,),
         ),
