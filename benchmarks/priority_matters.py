@@ -146,7 +146,7 @@ def main() -> None:
             note = f"{count.total()} instances" + (f"; bar {known:g}" if known else "")
             spread = interval(improved, count.total())
             name = f"{method} {limit:g} {unit}, improved"
-            rows.append(Row(name, share, "% realisable", spread, known and "published", known, note))
+            rows.append(Row(name, share, "% realisable", spread, "published" if known else None, known, note))
     publish(rows, options.json, ("ortools", "numpy"))
 
 

@@ -156,6 +156,25 @@ def test_pods_that_are_gone_are_not_placed() -> None:
     assert (solution.bound, solution.status) == ((2,), "optimal")
 
 
+def test_pods_that_fit_nowhere_or_are_all_gone_leave_nothing_to_do() -> None:
+    instance = PackingInstance(
+        "big", Nodes(np.array([[10, 10]])), Pods(np.array([[40, 4], [4, 40]]), priority=np.array([1, 2]))
+    )
+    for method in ("tiers", "anytime"):
+        solution = cp_sat.solve(instance, {}, method=method)  # type: ignore[arg-type]
+        assert (solution.placed, solution.bound, solution.status) == ((0, 0), (0, 0), "optimal")
+        nobody = cp_sat.solve(instance, {}, method=method, gone=frozenset({0, 1}))  # type: ignore[arg-type]
+        assert (nobody.bound, nobody.status) == ((0, 0), "optimal")
+
+
+def test_weights_of_many_priorities_stay_within_range() -> None:
+    number = 40
+    pods = Pods(np.full((number, 2), 7), priority=np.arange(number))
+    solution = cp_sat.solve(PackingInstance("many", Nodes(np.full((5, 2), 10)), pods), {0: 0, 1: 1})
+    assert solution.placed == (1,) * 5 + (0,) * 35
+    assert solution.evictions == 2
+
+
 def test_anti_affinity_and_pod_counts_bind() -> None:
     app = (("app", "x"),)
     instance = PackingInstance(
