@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+import dispatchgym
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -79,7 +81,8 @@ def machine() -> str:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    return {"python": platform.python_version(), **{p: metadata.version(p) for p in ("dispatchgym", *packages)}}
+    named = {"python": platform.python_version(), "dispatchgym": dispatchgym.__version__}
+    return named | {p: metadata.version(p) for p in packages}
 
 
 def publish(rows: Sequence[Row], file: Path | None, packages: Sequence[str]) -> None:
