@@ -17,7 +17,8 @@ class Figure:
     """A mean over the instances of a group, or of all groups together (group None).
 
     Args:
-        policy: "greedy" or "best of N", the bundle's own; otherwise a policy that was judged beside it.
+        policy: "greedy" or "best of N", with " + look-ahead" or without, the bundle's own; otherwise a policy that was
+            judged beside it.
         group: as in the summary.
         metric: "gap_pct" or "makespan".
         mean: of it.
@@ -132,9 +133,13 @@ def _figure(entry: Mapping[str, Any], policy: str) -> Figure:
 
 
 def _mode(policy: str) -> str:
-    """What stands behind the bundle's name or path: 'greedy', 'best of 128'."""
-    _, at, samples = policy.rpartition("@")
-    return f"best of {samples}" if at and samples.split("+")[0].isdigit() else "greedy"
+    """How the bundle was used: 'greedy', 'best of 128', and with look-ahead 'greedy + look-ahead'."""
+    head, *options = policy.split("+")
+    _, at, samples = head.rpartition("@")
+    mode = f"best of {samples}" if at and samples.isdigit() else "greedy"
+    return mode + "".join(
+        f" + {option.replace('lookahead', 'look-ahead ').strip()}" for option in options if "lookahead" in option
+    )
 
 
 def _read(path: Path) -> Any:

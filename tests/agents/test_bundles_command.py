@@ -21,7 +21,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     request = [
         "jobshop/random-4x3",
         "--policies",
-        "lrpt,bundle:jobshop-classic,bundle:jobshop-classic@2",
+        "lrpt,bundle:jobshop-classic,bundle:jobshop-classic+lookahead,bundle:jobshop-classic@2",
         "--seeds",
         "2",
     ]
@@ -58,7 +58,7 @@ def test_results_of_an_evaluation_are_attached_and_shown(
     summary = json.loads((judged / "summary.json").read_text())
     totals = {entry["policy"]: entry for entry in summary["entries"] if entry["group"] is None}
     own = {figure["policy"]: figure for figure in evaluated["own"] if figure["group"] is None}
-    assert own.keys() == {"greedy", "best of 2"}
+    assert own.keys() == {"greedy", "greedy + look-ahead", "best of 2"}
     assert own["greedy"]["mean"] == pytest.approx(totals["bundle:jobshop-classic"]["mean"], abs=1e-3)
     assert own["best of 2"]["interval"] == pytest.approx(totals["bundle:jobshop-classic@2"]["mean_interval"], abs=1e-3)
     assert [figure["policy"] for figure in evaluated["beside"]] == ["lrpt"]
