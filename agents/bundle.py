@@ -159,6 +159,7 @@ class _Contents:
         try:
             with zipfile.ZipFile(path) as archive:
                 self._unpack(archive)
+        # what zipfile raises at damaged, compressed in unknown ways, encrypted and cut-off archives
         except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
             raise BundleError(f"{path}: is not a .zip file that can be read ({error})") from error
 
@@ -292,6 +293,7 @@ def _replay(contents: _Contents, network: Runtime) -> None:
             arrays = {key: stored[key] for key in stored.files}
     except BundleError:
         raise
+    # the same, and what NumPy raises at headers that lie about type or size
     except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise BundleError(f"{path}: cannot be read ({error})") from error
     cases = sorted({key.partition(".")[0] for key in arrays})

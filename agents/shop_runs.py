@@ -27,6 +27,7 @@ from dispatchgym.solvers.jobshop.rules import rule_code
 T = TypeVar("T")
 
 LANES_A_THREAD = 4
+"""With look-ahead, so that no thread waits long for the slowest lane."""
 
 ROW_KINDS = ("op", "job", "machine", "candidate")
 """What the rows of the kernels' offset array count."""
@@ -81,7 +82,7 @@ class ShopRuns:
         rollouts: environments on one instance.
         capacity: the largest instance that will be loaded.
         config: which shop.
-        graph: which graph, "jobs" or "ops".
+        graph: which graph, "jobs", "ops" or "pilot".
         lanes: threads; without look-ahead the largest divisor of `num_instances` up to it is used.
         device: where observations go.
     """
