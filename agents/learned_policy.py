@@ -98,7 +98,7 @@ class LearnedPolicy:
         return run
 
     def _best_of_many(self, loaded: Bundle, problem: Problem, shop: ShopConfig, seed: int) -> Answer:
-        """In batches, by torch, which only this needs."""
+        """In batches, by torch, which only this needs, on a GPU if there is one."""
         import torch
 
         from dispatchgym.agents.playing import play
@@ -106,15 +106,16 @@ class LearnedPolicy:
         from dispatchgym.agents.torch_network import TorchNetwork
 
         assert isinstance(loaded.runtime, TorchNetwork)
-        network = loaded.runtime.network
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        network = loaded.runtime.network.to(device)
         torch.set_num_threads(1)
         best, decisions = None, 0
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             for begin in range(0, self.samples, SAMPLES_AT_ONCE):
                 count = min(SAMPLES_AT_ONCE, self.samples - begin)
                 graph = PILOT.graph if self.ahead else network.spec.graph
-                runs = ShopRuns.of([problem.instance], shop, graph, count)
+                runs = ShopRuns.of([problem.instance], shop, graph, count, device=device)
                 found = play(network, runs, self.temperature, self.ahead)
                 decisions += int(runs.decisions.sum())
                 if best is None or found.min() < best.makespan:
