@@ -1,0 +1,1 @@
+"""Schedulers of an LLM engine, one file each."""
