@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -18,9 +18,19 @@ F64 = npt.NDArray[np.float64]
 MAX_TOKENS = 2**24
 """Longest prompt and longest output: beyond any model's context, and sums over a trace stay exact."""
 
-
-def _column(dtype: Any, default: float) -> Any:
-    return field(default=None, metadata={"dtype": dtype, "default": default})
+_COLUMNS: dict[str, tuple[Any, float | None]] = {  # dtype, default
+    "arrival_s": (np.float64, None),
+    "prompt_tokens": (np.int32, None),
+    "output_tokens": (np.int32, None),
+    "max_new_tokens": (np.int32, None),
+    "ttft_slo_s": (np.float64, np.inf),
+    "tpot_slo_s": (np.float64, np.inf),
+    "priority": (np.int32, 0),
+    "tenant": (np.int32, 0),
+    "session": (np.int32, -1),
+    "program": (np.int32, -1),
+    "class_id": (np.int16, 0),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,46 +65,40 @@ class Workload:
         InvalidInstanceError: a column of the wrong length, or a value that cannot be; names row and column.
     """
 
-    arrival_s: F64 = field(metadata={"dtype": np.float64})
-    prompt_tokens: I32 = field(metadata={"dtype": np.int32})
-    output_tokens: I32 = field(metadata={"dtype": np.int32})
-    max_new_tokens: I32 = field(default=None, metadata={"dtype": np.int32})  # type: ignore[assignment]
-    ttft_slo_s: F64 = _column(np.float64, np.inf)
-    tpot_slo_s: F64 = _column(np.float64, np.inf)
+    arrival_s: F64
+    prompt_tokens: I32
+    output_tokens: I32
+    max_new_tokens: I32 = None  # type: ignore[assignment]
+    ttft_slo_s: F64 = None  # type: ignore[assignment]
+    tpot_slo_s: F64 = None  # type: ignore[assignment]
     slo_kind: Literal["max", "mean"] = "max"
-    priority: I32 = _column(np.int32, 0)
-    tenant: I32 = _column(np.int32, 0)
-    session: I32 = _column(np.int32, -1)
-    program: I32 = _column(np.int32, -1)
-    hash_ptr: I64 = field(default=None)  # type: ignore[assignment]
-    hashes: I64 = field(default=None)  # type: ignore[assignment]
+    priority: I32 = None  # type: ignore[assignment]
+    tenant: I32 = None  # type: ignore[assignment]
+    session: I32 = None  # type: ignore[assignment]
+    program: I32 = None  # type: ignore[assignment]
+    hash_ptr: I64 = None  # type: ignore[assignment]
+    hashes: I64 = None  # type: ignore[assignment]
     hash_block: int = 16
-    class_id: I16 = _column(np.int16, 0)
+    class_id: I16 = None  # type: ignore[assignment]
     class_names: tuple[str, ...] = ("all",)
     name: str = "workload"
 
     def __post_init__(self) -> None:
         n = len(self.arrival_s)
-        for f in fields(self):
-            if "dtype" not in f.metadata:
-                continue
-            given = getattr(self, f.name)
-            if given is None and f.name == "max_new_tokens":
+        for name, (dtype, default) in _COLUMNS.items():
+            given = getattr(self, name)
+            if given is None and name == "max_new_tokens":
                 given = self.output_tokens
-            column = (
-                np.full(n, f.metadata["default"], f.metadata["dtype"])
-                if given is None
-                else _as_column(self.name, f.name, given, f.metadata["dtype"])
-            )
+            column = np.full(n, default, dtype) if given is None else _as_column(self.name, name, given, dtype)
             if column.shape != (n,):
                 raise InvalidInstanceError(
-                    f"workload {self.name!r}: column {f.name} has shape {column.shape}, not ({n},) as arrival_s"
+                    f"workload {self.name!r}: column {name} has shape {column.shape}, not ({n},) as arrival_s"
                 )
             column.flags.writeable = False
-            object.__setattr__(self, f.name, column)
-        for name, default in (("hash_ptr", np.zeros(n + 1, np.int64)), ("hashes", np.zeros(0, np.int64))):
+            object.__setattr__(self, name, column)
+        for name, empty in (("hash_ptr", np.zeros(n + 1, np.int64)), ("hashes", np.zeros(0, np.int64))):
             given = getattr(self, name)
-            array = default if given is None else _as_column(self.name, name, given, np.int64)
+            array = empty if given is None else _as_column(self.name, name, given, np.int64)
             array.flags.writeable = False
             object.__setattr__(self, name, array)
         if self.slo_kind not in ("max", "mean"):
@@ -140,7 +144,7 @@ class Workload:
 
     def take(self, rows: npt.NDArray[np.integer[Any]]) -> Workload:
         """These rows, given in order of arrival."""
-        columns = {f.name: getattr(self, f.name)[rows] for f in fields(self) if "dtype" in f.metadata}
+        columns = {name: getattr(self, name)[rows] for name in _COLUMNS}
         count = np.diff(self.hash_ptr)[rows]
         ptr = np.concatenate([[0], np.cumsum(count)])
         where = np.repeat(self.hash_ptr[rows] - ptr[:-1], count) + np.arange(ptr[-1])
@@ -168,7 +172,8 @@ def _as_column(workload: str, name: str, given: Any, dtype: Any) -> npt.NDArray[
         wrong = ~np.isfinite(source) | (source != np.floor(source)) | (source < info.min) | (source > info.max)
         if wrong.any():
             row = int(np.argmax(wrong))
+            value = source[row]
             raise InvalidInstanceError(
-                f"workload {workload!r}: row {row}: {name} {source[row]} is not a whole number that fits {dtype.__name__}"
+                f"workload {workload!r}: row {row}: {name} {value} is not a whole number within {dtype.__name__}"
             )
     return np.array(source, dtype=dtype)
