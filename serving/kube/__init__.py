@@ -1,0 +1,1 @@
+"""Kubernetes: the scheduler extender and the second scheduler."""
