@@ -137,6 +137,35 @@ def rollout(
     return Rollout(batch.metrics(0), batch.log(0), int(batch.cluster.env["decisions"][0]), reward)
 
 
+def scores(batch: PackingBatch, i: int = 0, settings: Settings | None = None) -> tuple[I64, F64]:
+    """The legal bindings of environment i and what the score plug-ins give each node, taints left out.
+
+    Returns:
+        (actions, scores), each of shape (bindings,); GPUs of one node score alike.
+    """
+    chosen = settings or Settings()
+    shape = np.array([(use, 10 * score) for use, score in chosen.shape], np.int64)
+    binds = batch.capacity.nodes * batch.capacity.gpus
+    actions = batch.cluster.options[i, : int(batch.cluster.env["num_options"][i])].astype(np.int64)
+    actions = actions[actions < binds]
+    out = np.empty(len(actions))
+    _scores(batch.problem, batch.cluster, i, np.array(chosen.numbers, np.int64), shape, DEFAULT_REQUEST, actions, out)
+    return actions, out
+
+
+@compiled
+def _scores(
+    problem: Problem, cluster: Cluster, i: int, settings: I64, shape: I64, default: I64, actions: I64, out: F64
+) -> None:
+    p, gpus = cluster.env[i].hand, cluster.gpu_free.shape[2]
+    for c in range(len(actions)):
+        n = actions[c] // gpus
+        value = settings[2] * fit_score(problem, cluster, i, p, n, settings[0], shape, default)
+        if settings[1] != _OFF:
+            value += settings[3] * balanced_score(problem, cluster, i, p, n, settings[1])
+        out[c] = value
+
+
 def _avoided(batch: PackingBatch) -> np.ndarray:
     """PreferNoSchedule taints of each node that each workload does not tolerate, int64 (slots, workloads, nodes)."""
     count = np.zeros(batch.problem.allowed.shape, np.int64)
