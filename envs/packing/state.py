@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dispatchgym.envs.api import InvalidInstanceError
-from dispatchgym.envs.packing.instance import WHOLE_GPU, AntiAffinity, Nodes, PackingInstance, Spread
+from dispatchgym.envs.packing.instance import WHOLE_GPU, AntiAffinity, Nodes, PackingInstance, Spread, Workload
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -275,14 +275,12 @@ def put_instance(problem: Problem, size: Capacity, k: int, instance: PackingInst
     problem.classes["example"][k, : len(count)] = example
     problem.classes["share"][k, : len(count)] = count / p
 
+    rows_of: dict[object, npt.NDArray[np.bool_]] = {}
     for c, workload in enumerate(workloads):
-        problem.allowed[k, c, :n] = [
-            not nodes.unschedulable[x]
-            and workload.tolerates(nodes.taints[x])
-            and workload.accepts(nodes.labels[x])
-            and (not workload.models or nodes.models[x] in workload.models)
-            for x in range(n)
-        ]
+        alike = workload.models, workload.selector, workload.affinity, workload.tolerations
+        if alike not in rows_of:
+            rows_of[alike] = _allowed(workload, nodes)
+        problem.allowed[k, c, :n] = rows_of[alike]
     for t, term in enumerate(anti):
         problem.anti_domain[k, t, :n] = _domains(term.topology, nodes)[0]
         problem.anti_owner[k, t, :w] = [term in workload.anti_affinity for workload in workloads]
@@ -296,6 +294,19 @@ def put_instance(problem: Problem, size: Capacity, k: int, instance: PackingInst
     asked["cpu"], asked["gpus"], asked["milli"] = typical.cpu, typical.gpus, typical.gpu_milli
     asked["models"] = [_model_bits(allowed, models) for allowed in typical.models]
     asked["share"] = typical.share
+
+
+def _allowed(workload: Workload, nodes: Nodes) -> npt.NDArray[np.bool_]:
+    """Which nodes pass the filters that do not depend on what runs, shape (nodes,)."""
+    return np.array(
+        [
+            not nodes.unschedulable[x]
+            and workload.tolerates(nodes.taints[x])
+            and workload.accepts(nodes.labels[x])
+            and (not workload.models or nodes.models[x] in workload.models)
+            for x in range(len(nodes))
+        ]
+    )
 
 
 def _domains(topology: str, nodes: Nodes, inside: Sequence[bool] | None = None) -> tuple[I32, int]:

@@ -7,6 +7,7 @@ with the kernel, so that an error in it cannot hide.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from heapq import heappop, heappush
 
 from dispatchgym.envs.api import InvalidScheduleError
 from dispatchgym.envs.packing.instance import FOREVER, WHOLE_GPU, PackingInstance
@@ -49,8 +50,11 @@ class _Replay:
     def __init__(self, instance: PackingInstance) -> None:
         self.instance = instance
         self.where: dict[int, tuple[int, tuple[int, ...]]] = {}
+        self.on: list[dict[int, tuple[int, ...]]] = [{} for _ in range(instance.num_nodes)]  # the same, a node each
         self.leaves: dict[int, int] = {}
+        self.due: list[tuple[int, int]] = []  # a heap of all that was ever put into `leaves`
         self.gone: set[int] = set()
+        self.knows_anti_affinity = any(workload.anti_affinity for workload in instance.workloads)
         self.now = 0
         self.owed: tuple[int, int] | None = None  # pod and node: somebody has been evicted for it
 
@@ -63,9 +67,10 @@ class _Replay:
             raise _BrokenRuleError(f"the event before it was at time {self.now}")
         self.now = event.time
         if event.kind != "depart":
-            late = [pod for pod, when in self.leaves.items() if when < event.time]
-            if late:
-                raise _BrokenRuleError(f"pod {late[0]} should have left at {self.leaves[late[0]]}")
+            while self.due and self.due[0][0] < event.time:
+                when, pod = heappop(self.due)
+                if self.leaves.get(pod) == when:
+                    raise _BrokenRuleError(f"pod {pod} should have left at {when}")
         if self.owed is not None and event.kind not in ("evict", "bind"):
             raise _BrokenRuleError(f"pods were evicted for pod {self.owed[0]}, which is not bound yet")
         if event.kind == "bind":
@@ -93,6 +98,7 @@ class _Replay:
         life = int(self.instance.pods.lifetime[event.pod])
         if life != FOREVER:
             self.leaves[event.pod] = event.time + life
+            heappush(self.due, (event.time + life, event.pod))
 
     def move(self, event: Event) -> None:
         old = self.where.pop(event.pod, None)
@@ -102,6 +108,7 @@ class _Replay:
             raise _BrokenRuleError(f"it ran on node {old[0]}, not on {event.cause}")
         if (event.node, event.slots) == old:
             raise _BrokenRuleError("it is there already")
+        del self.on[old[0]][event.pod]
         self.check_filters(event.pod, event.node)
         self.place(event)
 
@@ -130,6 +137,7 @@ class _Replay:
         held = self.where.pop(event.pod, None)
         if held != (event.node, event.slots):
             raise _BrokenRuleError(f"it holds {held}, not {(event.node, event.slots)}")
+        del self.on[event.node][event.pod]
 
     def place(self, event: Event) -> None:
         """Put the pod there and check the capacity of the node."""
@@ -138,7 +146,8 @@ class _Replay:
         if len(set(event.slots)) != need:
             raise _BrokenRuleError(f"it asks for {need} GPUs and gets {len(set(event.slots))}")
         self.where[event.pod] = n, event.slots
-        here = [(p, slots) for p, (node, slots) in self.where.items() if node == n]
+        self.on[n][event.pod] = event.slots
+        here = list(self.on[n].items())
         if len(here) > nodes.max_pods[n]:
             raise _BrokenRuleError(f"the node would hold {len(here)} pods; it takes {nodes.max_pods[n]}")
         for r, resource in enumerate(self.instance.resources):
@@ -168,7 +177,7 @@ class _Replay:
             raise _BrokenRuleError("its selector or affinity does not allow the node")
         if mine.models and nodes.models[node] not in mine.models:
             raise _BrokenRuleError(f"it wants one of {mine.models}, the node has {nodes.models[node]!r}")
-        for other, (place, _) in self.where.items():
+        for other, (place, _) in self.where.items() if self.knows_anti_affinity else ():
             theirs = instance.workloads[instance.pods.workload[other]]
             there = nodes.labels[place]
             for term in mine.anti_affinity:
