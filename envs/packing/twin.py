@@ -71,6 +71,38 @@ SHARES = (50.0, 220.0, 460.0, 470.0, 810.0, 810.0, 810.0)
 MEAN_SHARE = 562.6
 
 
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """How a list of pods differs from the published one; the defaults change nothing.
+
+    Args:
+        cpu_only: times as many pods without GPU.
+        shared: share of the pods with one GPU that ask for a part of it; None for the published one.
+        several: times as many pods with several GPUs.
+        bound: share of the pods with one GPU that run on some models only.
+    """
+
+    cpu_only: float = 1.0
+    shared: float | None = None
+    several: float = 1.0
+    bound: float = 0.0
+
+    def counts(self, scale: float) -> list[int]:
+        """Pods of each of `KINDS`."""
+        pods = [float(kind.pods) for kind in KINDS]
+        if self.shared is not None:
+            one = pods[1] + pods[2]
+            pods[1:3] = self.shared * one, (1.0 - self.shared) * one
+        times = (self.cpu_only, 1.0, 1.0, *(self.several for _ in KINDS[3:]))
+        return [max(1, round(count * factor * scale)) for count, factor in zip(pods, times, strict=True)]
+
+
+AS_PUBLISHED = Mix()
+MOST_MODELS = 3
+"""Models that a bound pod may run on, at most."""
+BOUND_WORKLOADS = 6
+
+
 def nodes(scale: float = 1.0) -> Nodes:
     """The published mix of nodes; `scale` 0.1 gives about a tenth of each kind, at least one."""
     rows = [row for count, *row in NODES for _ in range(max(1, round(count * scale)))]
@@ -83,15 +115,14 @@ def nodes(scale: float = 1.0) -> Nodes:
     )
 
 
-def pods(seed: int, scale: float = 1.0) -> tuple[Pods, tuple[Workload, ...]]:
+def pods(seed: int, scale: float = 1.0, mix: Mix = AS_PUBLISHED) -> tuple[Pods, tuple[Workload, ...]]:
     """A list of pods as `openb.read_pods` gives it, drawn anew for every seed.
 
     Lifetimes are log-normal about the published median and quartiles (540 s; 167 s and 1,972 s).
     """
     rng = np.random.default_rng(seed)
     request, gpus, milli = [], [], []
-    for kind in KINDS:
-        count = max(1, round(kind.pods * scale))
+    for kind, count in zip(KINDS, mix.counts(scale), strict=True):
         popularity = 1.0 / np.arange(1.0, kind.classes + 1.0)
         of = rng.choice(kind.classes, count, p=popularity / popularity.sum())
         cpu = _scaled(_drawn(rng, kind.cpu, kind.classes), of, kind.mean_cpu)
@@ -104,17 +135,36 @@ def pods(seed: int, scale: float = 1.0) -> tuple[Pods, tuple[Workload, ...]]:
         gpus.append(np.full(count, kind.gpus))
     order = rng.permutation(sum(map(len, gpus)))
     lifetime = np.exp(rng.normal(np.log(540.0), 1.8, len(order)))
+    asked = np.concatenate(gpus)[order]
+    workload, workloads = _bound(rng, asked, mix.bound) if mix.bound else (np.zeros(0, np.int64), ())
     return Pods(
         np.concatenate(request).astype(np.int64)[order],
-        gpus=np.concatenate(gpus)[order],
+        gpus=asked,
         gpu_milli=np.concatenate(milli).astype(np.int32)[order],
+        workload=workload,
         lifetime=np.maximum(1, lifetime).astype(np.int64),
-    ), (Workload("any model"),)
+    ), (Workload("any model"), *workloads)
 
 
-def load(seed: int = 0, ratio: float = openb.RATIO, scale: float = 1.0) -> PackingInstance:
+def _bound(
+    rng: np.random.Generator, gpus: npt.NDArray[np.int64], share: float
+) -> tuple[npt.NDArray[np.int64], tuple[Workload, ...]]:
+    """Workload of each pod, 0 for any model, and those that are bound to models, drawn by the GPUs there are."""
+    owned: dict[str, int] = {}
+    for count, _, _, per_node, model in NODES:
+        owned[model] = owned.get(model, 0) + count * per_node
+    models, weight = list(owned), np.array(list(owned.values()), np.float64)
+    workloads = []
+    for _ in range(BOUND_WORKLOADS):
+        chosen = rng.choice(models, int(rng.integers(1, MOST_MODELS, endpoint=True)), False, weight / weight.sum())
+        workloads.append(Workload("|".join(sorted(chosen)), models=tuple(sorted(chosen.tolist()))))
+    is_bound = (gpus == 1) & (rng.random(len(gpus)) < share)  # several GPUs in one node are rare enough
+    return np.where(is_bound, rng.integers(1, BOUND_WORKLOADS, len(gpus), endpoint=True), 0), tuple(workloads)
+
+
+def load(seed: int = 0, ratio: float = openb.RATIO, scale: float = 1.0, mix: Mix = AS_PUBLISHED) -> PackingInstance:
     """A twin under the arrival protocol of the published experiment; see `openb.arrivals`."""
-    listed, workloads = pods(seed, scale)
+    listed, workloads = pods(seed, scale, mix)
     return openb.arrivals(nodes(scale), listed, workloads, seed, ratio, f"openb-twin-{scale:g}-seed{seed}")
 
 
