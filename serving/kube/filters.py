@@ -120,7 +120,7 @@ class Filters:
                 f"{resource} (asks {request[c]}, free {max(int(free[i, c]), 0)})"
                 for resource, c in state.columns.items()
                 if short[i, c]
-            ] + ["room for one more pod"] * (room[i] < 1)
+            ] + ["room for one more pod"] * int(room[i] < 1)
             final = any(value > node.allocatable.get(resource, 0) for resource, value in pod.requests.items())
             failed[names[i]] = Failure("NodeResourcesFit", "insufficient " + ", ".join(lacks), final)
         return failed

@@ -1,0 +1,181 @@
+"""Advice on one pod: which nodes will do, what the policy thinks of each, and a plain rule when it cannot say.
+
+The policy runs in a thread of its own. When it is late, raises or answers with something that is no number, the
+advice comes from the fallback rule, least-allocated: the node with the largest share of CPU and memory free.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as Late
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from dispatchgym.serving.kube.cluster_state import ClusterState
+from dispatchgym.serving.kube.convert import PodFacts, Rules
+from dispatchgym.serving.kube.filters import Failure, Filters
+from dispatchgym.serving.kube.mirror import Mirror
+from dispatchgym.serving.kube.policies import ScoringPolicy
+
+log = logging.getLogger(__name__)
+
+_NO_RULES = Rules((), None, ())
+
+Source = Literal["policy", "fallback", "none"]
+Cause = Literal["", "late", "busy", "error", "not a number", "nothing fits"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Advice:
+    """What to do with a pod.
+
+    Args:
+        pod: whose.
+        nodes: names of those that will do.
+        scores: shape (nodes,), finite, the highest is best.
+        failed: why the others will not do.
+        source: who scored: the policy, the fallback rule, or nobody because nothing fits.
+        cause: why it was not the policy.
+        waits: the policy would rather leave the pod pending for now.
+        seconds: what it took.
+    """
+
+    pod: PodFacts
+    nodes: tuple[str, ...]
+    scores: npt.NDArray[np.float64]
+    failed: Mapping[str, Failure]
+    source: Source
+    cause: Cause = ""
+    waits: bool = False
+    seconds: float = 0.0
+
+    @property
+    def ranking(self) -> list[str]:
+        """The nodes, best first; equals in the order of `nodes`."""
+        return [self.nodes[i] for i in np.argsort(-self.scores, kind="stable")]
+
+    @property
+    def best(self) -> str | None:
+        """The node to take, None if there is none."""
+        return self.nodes[int(np.argmax(self.scores))] if self.nodes else None
+
+    @property
+    def runner_up(self) -> str | None:
+        """The second best."""
+        return self.ranking[1] if len(self.nodes) > 1 else None
+
+
+class PlacementAdvisor:
+    """Asks a policy about pods of one cluster. Safe for several threads; `close()` ends its thread.
+
+    Attributes:
+        decisions: of each source, how many.
+        causes: why the policy did not answer, how often each.
+
+    Args:
+        state: the cluster.
+        policy: who scores.
+        budget_s: how long it may take from being asked; later answers are not waited for.
+    """
+
+    def __init__(self, state: ClusterState, policy: ScoringPolicy, *, budget_s: float = 0.05) -> None:
+        self.state = state
+        self.policy = policy
+        self.budget_s = budget_s
+        self.filters = Filters(state)
+        self.decisions: Counter[Source] = Counter()
+        self.causes: Counter[Cause] = Counter()
+        self._mirror = Mirror(state, policy.graph, policy.fragments)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="policy")
+        self._running: Future[tuple[npt.NDArray[np.float64], bool]] | None = None
+
+    def advise(self, pod: PodFacts, names: Sequence[str] | None = None) -> Advice:
+        """Filter the nodes (default all) and score those that are left."""
+        begin = time.perf_counter()
+        feasible = self.filters.check(pod, names)
+        return self._score(pod, feasible.nodes, feasible.failed, begin)
+
+    def score(self, pod: PodFacts, names: Sequence[str]) -> Advice:
+        """Score nodes that somebody else has filtered."""
+        return self._score(pod, tuple(names), {}, time.perf_counter())
+
+    def warm_up(self, limit_s: float = 300.0) -> None:
+        """Ask the policy once without a budget: what it compiles or loads, it does now."""
+        pod = PodFacts("dispatchgym-warm-up", "default", "warm-up", "", 0, {"cpu": 1}, {}, _NO_RULES)
+        self._thread.submit(self._ask, pod, tuple(self.state.names)).result(limit_s)
+
+    def close(self) -> None:
+        """End the policy's thread as soon as it is free."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _score(self, pod: PodFacts, nodes: tuple[str, ...], failed: Mapping[str, Failure], begin: float) -> Advice:
+        source: Source = "policy"
+        cause: Cause = ""
+        waits = False
+        scores = np.zeros(len(nodes))
+        if not nodes:
+            source, cause = "none", "nothing fits"
+        elif self._running is not None and not self._running.done():
+            cause = "busy"  # still with a pod that was given up as late
+        else:
+            self._running = self._thread.submit(self._ask, pod, nodes)
+            try:
+                left = self.budget_s - (time.perf_counter() - begin)
+                scores, waits = self._running.result(max(left, 0.0))
+                if np.isnan(scores).any():
+                    cause = "not a number"
+            except Late:
+                cause = "late"
+            except Exception:  # a policy that fails must not take the scheduler with it: counted, logged, replaced
+                log.exception("policy %s failed on pod %s", self.policy.name, pod.title)
+                cause = "error"
+        if cause and source == "policy":
+            source, waits = "fallback", False
+            scores = least_allocated(self.state, pod, nodes)
+        self.decisions[source] += 1
+        if cause:
+            self.causes[cause] += 1
+        return Advice(pod, nodes, scores, failed, source, cause, waits, time.perf_counter() - begin)
+
+    def _ask(self, pod: PodFacts, nodes: tuple[str, ...]) -> tuple[npt.NDArray[np.float64], bool]:
+        """Scores of the nodes, NaN if one of the policy's is no number; and whether WAIT is better than all."""
+        batch = self._mirror.ask(pod, nodes)
+        if batch is None:
+            return np.zeros(len(nodes)), False
+        with np.errstate(all="ignore"):
+            actions, values = self.policy.scores(batch)
+        if not np.isfinite(values).all():
+            return np.full(len(nodes), np.nan), False
+        best: dict[str, float] = {}
+        wait = -np.inf
+        for action, value in zip(actions.tolist(), values.tolist(), strict=True):
+            if action == batch.wait_action:
+                wait = value
+            else:
+                name = self._mirror.node_of(action)
+                best[name] = max(best.get(name, -np.inf), value)
+        # A node that the policy was not offered, for our picture of its GPUs is out of date, comes last.
+        least = min(best.values(), default=0.0) - 1.0
+        return np.array([best.get(name, least) for name in nodes]), bool(best) and wait > max(best.values())
+
+
+def least_allocated(state: ClusterState, pod: PodFacts, nodes: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Mean share of CPU and memory that stays free with the pod, 0 to 100, shape (nodes,); unknown nodes 0."""
+    with state.lock:
+        request = state.request(pod)[:2]
+        scores = np.zeros(len(nodes))
+        for i, name in enumerate(nodes):
+            if name not in state.nodes:
+                continue
+            allocatable = state.nodes[name].allocatable
+            total = np.array([max(allocatable.get(r, 0), 1) for r in ("cpu", "memory")])
+            left = (state.free[state.rows[name], :2] - request) / total
+            scores[i] = 50.0 * float(left.clip(0.0, 1.0).sum())
+        return scores
