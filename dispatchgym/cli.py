@@ -41,6 +41,10 @@ COMMANDS: Mapping[str, Command] = {
         "dispatchgym.agents.bundles_command:main",
         "list the shipped policy bundles with their results, or show one",
     ),
+    "serve": Command(
+        "dispatchgym.serving.command:main",
+        "put a policy to work in a live system, such as a Kubernetes cluster",
+    ),
     "data": Command(
         "dispatchgym.envs.data_command:main",
         "list the published instances, write them or random ones as text files",
