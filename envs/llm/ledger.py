@@ -1,0 +1,238 @@
+"""The KV ledger: who holds which blocks, what can be found in them, and what may be overwritten.
+
+A block with no holder keeps its content until it is taken: free blocks form a ring, the longest unused first. A block
+is found by its key, which names its text and all before it; requests that find one share it. A request gives its
+blocks back last block first, so that the ends of texts are overwritten before their beginnings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dispatchgym.envs.compiled import compiled, inlined
+from dispatchgym.envs.llm.state import NONE, State
+
+_M1: Any = np.uint64(0xBF58476D1CE4E5B9)
+_M2: Any = np.uint64(0x94D049BB133111EB)
+_STEP: Any = np.uint64(0x9E3779B97F4A7C15)
+
+
+@inlined
+def mix(a: int, b: int) -> int:
+    """A well-spread number from two (splitmix64)."""
+    x = np.uint64(a) * _STEP + np.uint64(b) + _STEP
+    x = (x ^ (x >> np.uint64(30))) * _M1
+    x = (x ^ (x >> np.uint64(27))) * _M2
+    return x ^ (x >> np.uint64(31))
+
+
+@inlined
+def blocks_for(s: State, tokens: int) -> int:
+    """Blocks that hold so many tokens."""
+    return (np.int64(tokens) + s.eng[0].block_tokens - 1) // s.eng[0].block_tokens
+
+
+@compiled
+def key_of(s: State, r: int, j: int) -> int:
+    """Key of block j of request r: by its text where hashes name it, else the request's own."""
+    e, q = s.eng[0], s.req[r]
+    if (j + 1) * e.block_tokens <= q.hashed:
+        text = s.hashes[q.hash_at + j // e.hash_ratio]
+        key = np.int64(mix(np.uint64(text), np.uint64(j % e.hash_ratio + 1)))
+    else:
+        key = np.int64(mix(np.uint64(r) ^ np.uint64(0xD1B54A32D192ED03), np.uint64(j)))
+    return key if key != 0 else np.int64(1)
+
+
+@compiled
+def find(s: State, key: int) -> int:
+    """The block with this key, -1 if none."""
+    mask = len(s.map_key) - 1
+    at = key & mask
+    while s.map_key[at] != 0:
+        if s.map_key[at] == key:
+            return np.int64(s.map_block[at])
+        at = (at + 1) & mask
+    return np.int64(-1)
+
+
+@compiled
+def _enter(s: State, key: int, b: int) -> None:
+    mask = len(s.map_key) - 1
+    at = key & mask
+    while s.map_key[at] != 0:
+        at = (at + 1) & mask
+    s.map_key[at] = key
+    s.map_block[at] = b
+    s.block[b].key = key
+
+
+@compiled
+def forget(s: State, b: int) -> None:
+    """Block b can no longer be found."""
+    key = s.block[b].key
+    if key == 0:
+        return
+    s.block[b].key = 0
+    mask = len(s.map_key) - 1
+    at = key & mask
+    while s.map_key[at] != key:
+        at = (at + 1) & mask
+    gap = at
+    while True:  # close the gap: move back what probing would no longer reach
+        at = (at + 1) & mask
+        if s.map_key[at] == 0:
+            break
+        home = s.map_key[at] & mask
+        if ((at - home) & mask) >= ((at - gap) & mask):
+            s.map_key[gap], s.map_block[gap] = s.map_key[at], s.map_block[at]
+            gap = at
+    s.map_key[gap] = 0
+
+
+@inlined
+def _unlink(s: State, b: int) -> None:
+    block = s.block[b]
+    s.block[block.before].after = block.after
+    s.block[block.after].before = block.before
+    s.eng[0].free -= 1
+
+
+@inlined
+def _link_last(s: State, b: int) -> None:
+    knot = s.eng[0].kv_blocks
+    last = s.block[knot].before
+    s.block[last].after = b
+    s.block[b].before = last
+    s.block[b].after = knot
+    s.block[knot].before = b
+    s.eng[0].free += 1
+
+
+@compiled
+def grow(s: State, r: int, total: int) -> None:
+    """Take free blocks until request r holds `total`; the caller has seen that there are enough."""
+    q = s.req[r]
+    knot = s.eng[0].kv_blocks
+    while q.blocks < total:
+        b = s.block[knot].after
+        _unlink(s, b)
+        forget(s, b)
+        s.block[b].ref = 1
+        s.table[q.slot, q.blocks] = b
+        q.blocks += 1
+
+
+@inlined
+def _let_go(s: State, b: int) -> None:
+    s.block[b].ref -= 1
+    if s.block[b].ref == 0:
+        _link_last(s, b)
+
+
+@compiled
+def shrink(s: State, r: int, total: int) -> None:
+    """Give back blocks, the last first, until request r holds `total`."""
+    q = s.req[r]
+    while q.blocks > total:
+        q.blocks -= 1
+        _let_go(s, np.int64(s.table[q.slot, q.blocks]))
+
+
+@compiled
+def cached_blocks(s: State, r: int) -> tuple[int, int]:
+    """Leading blocks of waiting request r that can be found now, and how many of these nobody holds.
+
+    At least one token is always left to compute: its output is what comes next.
+    """
+    e, q = s.eng[0], s.req[r]
+    if e.caching == 0:
+        return np.int64(0), np.int64(0)
+    most = (np.int64(q.prompt) + q.generated - 1) // e.block_tokens
+    most = min(most, max(np.int64(q.hashed), np.int64(q.peak)) // e.block_tokens)
+    found, idle = np.int64(0), np.int64(0)
+    while found < most:
+        b = find(s, key_of(s, r, found))
+        if b == NONE:
+            break
+        if s.block[b].ref == 0:
+            idle += 1
+        found += 1
+    return found, idle
+
+
+@compiled
+def share(s: State, r: int, count: int) -> None:
+    """Request r, which holds nothing, holds the first `count` blocks of its text as well."""
+    q = s.req[r]
+    for j in range(count):
+        b = find(s, key_of(s, r, j))
+        if s.block[b].ref == 0:
+            _unlink(s, b)
+        s.block[b].ref += 1
+        s.table[q.slot, j] = b
+    q.blocks = count
+
+
+@compiled
+def publish(s: State, r: int, before: int, after: int) -> int:
+    """Make blocks of request r findable that fill up as its tokens grow from `before` to `after`; how many were new."""
+    e, q = s.eng[0], s.req[r]
+    new = np.int64(0)
+    if e.caching == 0:
+        return new
+    for j in range(np.int64(before) // e.block_tokens, np.int64(after) // e.block_tokens):
+        key = key_of(s, r, j)
+        b = np.int64(s.table[q.slot, j])
+        if s.block[b].key == 0 and find(s, key) == NONE:
+            _enter(s, key, b)
+            new += 1
+    return new
+
+
+@compiled
+def pin(s: State, r: int, tokens: int, until_s: float) -> int:
+    """Hold the blocks found for the first `tokens` of r's text until a time, or until `unpin`; returns how many."""
+    q, e = s.req[r], s.eng[0]
+    unpin(s, r)
+    if e.caching == 0:
+        return np.int64(0)
+    count = np.int64(0)
+    while (count + 1) * e.block_tokens <= tokens:
+        b = find(s, key_of(s, r, count))
+        if b == NONE:
+            break
+        if s.block[b].ref == 0:
+            _unlink(s, b)
+        s.block[b].ref += 1
+        count += 1
+    q.pinned = count
+    q.pinned_until_s = until_s
+    if count > 0:
+        e.pins += 1
+    return count
+
+
+@compiled
+def unpin(s: State, r: int) -> None:
+    """End request r's pin, if it has one."""
+    q = s.req[r]
+    if q.pinned == 0:
+        return
+    for j in range(q.pinned - 1, -1, -1):
+        _let_go(s, find(s, key_of(s, r, j)))
+    q.pinned = 0
+    s.eng[0].pins -= 1
+
+
+@compiled
+def expire_pins(s: State) -> None:
+    """End the pins whose time has come."""
+    e = s.eng[0]
+    if e.pins == 0:
+        return
+    for r in range(e.next):
+        if s.req[r].pinned > 0 and s.req[r].pinned_until_s <= e.now:
+            unpin(s, r)

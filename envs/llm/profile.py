@@ -1,0 +1,151 @@
+"""A latency profile: how long a step takes on one kind of GPU with one model, and how much KV fits beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dispatchgym.envs.api import InvalidInstanceError
+from dispatchgym.envs.llm.state import COST_TERMS
+from dispatchgym.envs.registry import unknown_name
+
+PROFILES = Path(__file__).parent / "profiles"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Coefficients of the step time
+
+        base + max(weights, token * positions) + row * requests + pair * pairs + context * read
+        + chunk * prompt pieces + mixed (if prompt pieces and decoding share the step)
+        + rebuild (if the members changed) + swapped bytes / swap_bytes_per_s
+
+    `positions` are all tokens run; a step of decoding alone runs as many rows as the next size of `graph_sizes`.
+    `pairs` are the (query, key) pairs inside prompt pieces, `read` the tokens whose KV attention reads.
+
+    Attributes:
+        name, gpu, model: what it is for.
+        source: "roofline" (computed from bandwidth and peak), or "measured".
+        fit: how good it is: quantity -> value, as printed by the calibration.
+        kv_tokens: tokens that fit into the KV pool.
+        kv_bytes_per_token: bytes that swapping moves for a token.
+        segments: places at which a forward pass can be interrupted (after attention and MLP of each layer).
+        pause_s: cost of interrupting.
+    """
+
+    name: str
+    gpu: str
+    model: str
+    source: str
+    kv_tokens: int
+    kv_bytes_per_token: int
+    segments: int
+    base_s: float
+    weights_s: float
+    token_s: float
+    row_s: float = 0.0
+    pair_s: float = 0.0
+    context_s: float = 0.0
+    chunk_s: float = 0.0
+    mixed_s: float = 0.0
+    rebuild_s: float = 0.0
+    swap_bytes_per_s: float = 50e9
+    pause_s: float = 0.0
+    graph_sizes: tuple[int, ...] = ()
+    fit: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name.endswith("_s") and not (np.isfinite(value) and value >= 0):
+                raise InvalidInstanceError(f"profile {self.name!r}: {f.name} {value} is not a time >= 0")
+        if self.base_s + self.weights_s <= 0:
+            raise InvalidInstanceError(
+                f"profile {self.name!r}: base_s + weights_s must be above 0, or time stands still"
+            )
+        for name in ("kv_tokens", "kv_bytes_per_token", "segments", "swap_bytes_per_s"):
+            if not getattr(self, name) > 0:
+                raise InvalidInstanceError(f"profile {self.name!r}: {name} {getattr(self, name)} is not above 0")
+        if list(self.graph_sizes) != sorted(set(self.graph_sizes)) or any(size < 1 for size in self.graph_sizes):
+            raise InvalidInstanceError(f"profile {self.name!r}: graph_sizes must rise from 1 or more")
+
+    def terms(self) -> npt.NDArray[np.float64]:
+        """The coefficients in the order that the kernels read, shape (COST_TERMS,)."""
+        terms = np.array(
+            [
+                self.base_s, self.weights_s, self.token_s, self.row_s, self.pair_s, self.context_s,
+                self.chunk_s, self.mixed_s, self.rebuild_s, 1.0 / self.swap_bytes_per_s,
+            ]
+        )  # fmt: skip
+        assert terms.shape == (COST_TERMS,)
+        return terms
+
+    def padding(self, rows: int) -> npt.NDArray[np.int32]:
+        """Rows that a decode step of b requests runs, for b = 0 .. rows; shape (rows + 1,)."""
+        wanted = np.arange(rows + 1, dtype=np.int32)
+        if not self.graph_sizes:
+            return wanted
+        sizes = np.asarray(self.graph_sizes, np.int32)
+        place = np.searchsorted(sizes, wanted)
+        padded = np.where(place < len(sizes), sizes[np.minimum(place, len(sizes) - 1)], wanted)
+        return np.where(wanted == 0, 0, padded).astype(np.int32)
+
+
+def profile_names() -> list[str]:
+    """Names of the profiles that ship with the package."""
+    return sorted(file.stem for file in PROFILES.glob("*.json"))
+
+
+def load_profile(name: str | Path) -> Profile:
+    """A profile by name, or from a JSON file.
+
+    Raises:
+        UnknownNameError: neither a file nor a profile that ships with the package.
+        InvalidInstanceError: a file that does not hold a profile.
+    """
+    file = Path(name)
+    if file.suffix != ".json":
+        file = PROFILES / f"{name}.json"
+        if not file.exists():
+            raise unknown_name("profile", str(name), profile_names())
+    try:
+        data: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidInstanceError(f"profile {file}: {error}") from None
+    if data.pop("format", None) != FORMAT:
+        raise InvalidInstanceError(f"profile {file}: not of format {FORMAT}; write it again with this version")
+    known = {f.name for f in fields(Profile)}
+    if extra := sorted(set(data) - known - {"note"}):
+        raise InvalidInstanceError(f"profile {file}: unknown key {extra[0]!r}")
+    data.pop("note", None)
+    data["graph_sizes"] = tuple(data.get("graph_sizes", ()))
+    try:
+        return Profile(**data)
+    except TypeError as error:
+        raise InvalidInstanceError(f"profile {file}: {error}") from None
+
+
+def roofline(
+    name: str, *, model: str, gpu: str, weight_bytes: float, layers: int, hidden: int, kv_bytes_per_token: int,
+    kv_tokens: int, bytes_per_s: float, flops_per_s: float,
+) -> Profile:  # fmt: skip
+    """A profile from bandwidth and peak alone: linear layers at 85 % of either, attention reads at 95 % of bandwidth.
+
+    Fixed cost of 0.5 ms a step; graphs as serving engines capture them (powers of two, then every 16). Attention
+    over prompt pieces runs at half of peak.
+    """
+    parameters = weight_bytes / 2
+    sizes = (1, 2, 4, 8, *range(16, 257, 16), *range(288, 513, 32), *range(576, 1025, 64))
+    return Profile(
+        name=name, gpu=gpu, model=model, source="roofline", kv_tokens=kv_tokens, kv_bytes_per_token=kv_bytes_per_token,
+        segments=2 * layers, base_s=0.5e-3, weights_s=weight_bytes / bytes_per_s / 0.85,
+        token_s=2 * parameters / flops_per_s / 0.85, pair_s=4 * hidden * layers / flops_per_s / 0.5,
+        context_s=kv_bytes_per_token / bytes_per_s / 0.95, chunk_s=0.0, mixed_s=0.0, rebuild_s=0.0,
+        swap_bytes_per_s=50e9, pause_s=20e-6, graph_sizes=sizes,
+    )  # fmt: skip
