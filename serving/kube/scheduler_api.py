@@ -131,6 +131,17 @@ class KubeApi:
             finally:
                 response.close()
 
+    def read_pod(self, pod: Json) -> Json | None:
+        """The pod as it is now; None if it is gone, or another one has its name."""
+        meta = pod["metadata"]
+        try:
+            found = self._ask(f"read {name_of(pod)}", self._core.read_namespaced_pod, meta["name"], meta["namespace"])
+        except ApiError as error:
+            if error.code == NOT_FOUND:
+                return None
+            raise
+        return found if found["metadata"]["uid"] == meta["uid"] else None
+
     def bind(self, pod: Json, node: str) -> None:
         """Assign a pod to a node; refused with 409 if it has one already, or if it is another pod of that name."""
         meta = pod["metadata"]

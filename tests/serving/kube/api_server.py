@@ -365,7 +365,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
-        body = json.loads(self.rfile.read(length)) if length else {}
+        sent = self.rfile.read(length)
+        if len(sent) < length:
+            return  # cut in the middle by `stop`
+        body = json.loads(sent) if sent else {}
         url = urlsplit(self.path)
         query = {k: v[-1] for k, v in parse_qs(url.query).items()}
         with self.api.changed:
