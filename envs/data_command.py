@@ -1,4 +1,4 @@
-"""`dispatchgym data`: list the published instances, write them or random ones as standard text files."""
+"""`dispatchgym data`: list the published instances and request traces, write them or random instances as files."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.jobshop import library, text
 from dispatchgym.envs.jobshop.generate import Routing, random_instance
 from dispatchgym.envs.jobshop.schedule import Variant
+from dispatchgym.envs.llm.workloads import traces
 from dispatchgym.envs.packing import openb
 from dispatchgym.envs.registry import unknown_name
 
@@ -31,20 +32,22 @@ class ListCommand:
     """
 
     family: str | None = None
-    """Only this family: ft, la, abz, orb, swv, yn or ta; or openb, the GPU cluster."""
+    """Only this family: ft, la, abz, orb, swv, yn or ta; openb, the GPU cluster; or llm, the request traces."""
 
 
 @dataclass(frozen=True, slots=True)
 class GetCommand:
-    """Write published instances as text files, NAME.txt, in the standard format.
+    """Write published instances as text files, NAME.txt, in the standard format; and request traces as published.
 
-    Nothing is downloaded: the numbers come with dispatchgym or are rebuilt from published seeds.
+    Instances are not downloaded: the numbers come with dispatchgym or are rebuilt from published seeds. Traces are, if
+    neither the folder llm/ of DISPATCHGYM_DATA nor the cache has them; the cache keeps them for `dispatchgym simulate`.
 
     Example: dispatchgym data get ft06 la --out instances
+    Example: dispatchgym data get azure-2023-conv --out traces
     """
 
     names: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="")]
-    """Instances such as ft06, or whole families such as la."""
+    """Instances such as ft06, whole families such as la, traces such as azure-2023-conv, or llm for all of them."""
 
     out: Path = Path("instances")
     """Folder to write to; made if it is not there."""
@@ -117,7 +120,7 @@ def main(argv: list[str]) -> int:
         Command,
         args=argv,
         prog="dispatchgym data",
-        description="List the published instances, write them or random ones as text files.",
+        description="List the published instances and request traces, write them or random instances as files.",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     out = Console(highlight=False)
@@ -129,15 +132,37 @@ def main(argv: list[str]) -> int:
     with _room_in(command.out) as part:
         files = _published(command.names) if isinstance(command, GetCommand) else _random(command)
         _write(files, part, command.out, command.force)
-    out.print(f"{len(files)} instance{'s' * (len(files) != 1)} in {command.out}", markup=False, soft_wrap=True)
+    noun = "instance" if all(name.endswith(".txt") for name in files) else "file"
+    out.print(f"{len(files)} {noun}{'s' * (len(files) != 1)} in {command.out}", markup=False, soft_wrap=True)
     return 0
 
 
 def _print_list(command: ListCommand, out: Console) -> None:
-    if command.family != openb.FAMILY:
+    if command.family not in (openb.FAMILY, traces.FAMILY):
         _print_shops(command.family, out)
     if command.family in (None, openb.FAMILY):
         _print_clusters(out)
+    if command.family in (None, traces.FAMILY):
+        _print_traces(out)
+
+
+def _print_traces(out: Console) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "requests", "here"):
+        table.add_column(column, justify="right" if column == "requests" else "left", no_wrap=True)
+    for column in ("what", "published by", "licence of the numbers", "sha256"):
+        table.add_column(column, no_wrap=True)
+    for name, trace in traces.TRACES.items():
+        is_here = "yes" if traces.is_here(name) else "-"
+        table.add_row(name, str(trace.requests), is_here, trace.about, trace.source, trace.licence, trace.sha256[:12])
+    out.print()
+    out.print(table)
+    out.print(
+        "\nRequest traces of LLM services, for `dispatchgym simulate`. They are looked for in the folder llm/ of\n"
+        "DISPATCHGYM_DATA and in the cache; `dispatchgym data get NAME` downloads one. NAME-twin is a synthetic\n"
+        "workload of its shape that needs no file.",
+        markup=False,
+    )
 
 
 def _print_clusters(out: Console) -> None:
@@ -184,22 +209,29 @@ def _best_known(name: str, variant: Variant) -> str:
     return str(reference.value) if reference.kind == "optimum" else f"{reference.bound} .. {reference.value}"
 
 
-def _published(names: tuple[str, ...]) -> dict[str, str]:
-    """File name -> content of the instances and families of these names."""
+def _published(names: tuple[str, ...]) -> dict[str, bytes]:
+    """File name -> content of the instances, families and traces of these names."""
     if not names:
         raise UsageError("name at least one instance or family; `dispatchgym data list` shows them")
     chosen: list[str] = []
+    wanted: list[str] = []
     for name in names:
         if name in library.FAMILIES:
             chosen += library.names(name)
         elif name in library.names():
             chosen.append(name)
+        elif name == traces.FAMILY:
+            wanted += traces.TRACES
+        elif name in traces.TRACES:
+            wanted.append(name)
         else:
-            raise unknown_name("instance or family", name, (*library.FAMILIES, *library.names()))
-    return {f"{name}.txt": text.render(library.load(name)) for name in chosen}
+            known = (*library.FAMILIES, *library.names(), traces.FAMILY, *traces.TRACES)
+            raise unknown_name("instance or family", name, known)
+    shops = {f"{name}.txt": text.render(library.load(name)).encode() for name in chosen}
+    return shops | dict(traces.published(name) for name in wanted)
 
 
-def _random(command: MakeCommand) -> dict[str, str]:
+def _random(command: MakeCommand) -> dict[str, bytes]:
     """File name -> content of the random instances asked for."""
     if command.count < 1:
         raise UsageError(f"--count is {command.count}; it must be at least 1")
@@ -220,7 +252,7 @@ def _random(command: MakeCommand) -> dict[str, str]:
             load=command.load,
             name=name,
         )
-        files[f"{name}.txt"] = text.render(instance)
+        files[f"{name}.txt"] = text.render(instance).encode()
     return files
 
 
@@ -235,12 +267,12 @@ def _room_in(folder: Path) -> Iterator[Path]:
         raise UsageError(f"--out {folder}: cannot be written to ({error.strerror}); name another folder") from error
 
 
-def _write(files: Mapping[str, str], part: Path, folder: Path, force: bool) -> None:
+def _write(files: Mapping[str, bytes], part: Path, folder: Path, force: bool) -> None:
     """Write all files, or none if one of them cannot be: each is complete in `part` before the first moves."""
     for name, content in files.items():
-        (part / name).write_text(content, encoding="utf-8")
+        (part / name).write_bytes(content)
         old = folder / name
-        if not force and old.exists() and old.read_bytes() != content.encode():
+        if not force and old.exists() and old.read_bytes() != content:
             raise UsageError(f"{old} is there already and differs; add --force to replace it")
     for name in files:
         os.replace(part / name, folder / name)

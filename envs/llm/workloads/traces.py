@@ -147,6 +147,14 @@ def find(name: str) -> Path:
     )
 
 
+def is_here(name: str) -> bool:
+    """Whether `find` would find it."""
+    try:
+        return find(name).is_file()
+    except UsageError:
+        return False
+
+
 def load(name: str, *, rate_per_s: float | None = None, seed: int = 0) -> Workload:
     """The requests of a trace.
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dispatchgym.envs import data_command
 from dispatchgym.envs.api import InvalidInstanceError, UnknownNameError, UsageError
 from dispatchgym.envs.llm import workloads
 from dispatchgym.envs.llm.workload import Workload
@@ -226,3 +229,43 @@ def test_a_trace_is_cut_to_its_first_requests(public_data: Path) -> None:
     with pytest.raises(UsageError, match="has 8819 requests, not 9000; its -twin has any number"):
         workloads.load("azure-2023-code", requests=9000)
     assert len(workloads.load("azure-2023-code-twin", requests=9000)) == 9000
+
+
+@pytest.fixture
+def publisher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small trace in the place of a published one, served from a file URL, on a machine that has no traces."""
+    served = tmp_path / "served.csv"
+    served.write_bytes(b"TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 18:15:46.5,3,4\r\n")
+    digest = hashlib.sha256(served.read_bytes()).hexdigest()
+    trace = replace(traces.TRACES["azure-2023-conv"], requests=1, url=served.as_uri(), sha256=digest)
+    monkeypatch.setattr(traces, "TRACES", {"azure-2023-conv": trace})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("DISPATCHGYM_DATA", raising=False)
+    return served
+
+
+def test_a_trace_is_downloaded_once_and_found_from_then_on(publisher: Path, tmp_path: Path) -> None:
+    assert data_command.main(["get", "azure-2023-conv", "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "served.csv").read_bytes() == publisher.read_bytes()
+    publisher.unlink()
+    assert workloads.load("azure-2023-conv").prompt_tokens.tolist() == [3]
+    assert data_command.main(["get", "llm", "--out", str(tmp_path / "again")]) == 0
+
+
+def test_a_download_that_is_something_else_is_refused_and_not_kept(publisher: Path, tmp_path: Path) -> None:
+    publisher.write_bytes(b"an error page")
+    with pytest.raises(InvalidInstanceError, match="is not the published trace"):
+        data_command.main(["get", "azure-2023-conv", "--out", str(tmp_path / "out")])
+    assert not traces.is_here("azure-2023-conv")
+    publisher.unlink()
+    with pytest.raises(UsageError, match="cannot be downloaded from file:"):
+        traces.published("azure-2023-conv")
+
+
+def test_the_list_shows_the_traces_and_their_licences(capsys: pytest.CaptureFixture[str]) -> None:
+    assert data_command.main(["list", "--family", "llm"]) == 0
+    printed = capsys.readouterr().out
+    for name, trace in traces.TRACES.items():
+        assert f"{name} " in printed
+        assert trace.sha256[:12] in printed
+    assert "CC-BY 4.0" in printed
