@@ -37,6 +37,10 @@ class InvalidScheduleError(DispatchGymError, ValueError):
     """A schedule that breaks a constraint; the message names the operations and the times."""
 
 
+class InvalidPlanError(DispatchGymError, ValueError):
+    """A scheduler's order that cannot be carried out; the message names the policy, the step and the order."""
+
+
 class UsageError(DispatchGymError, ValueError):
     """A request that cannot be carried out as asked; the message names the way out."""
 
