@@ -19,9 +19,8 @@ from dispatchgym.envs.llm.kernel import (
     FEWEST_OUTPUTS,
     LAST,
     LEAST_COMPUTED,
-    LISTED,
     LOWEST_PRIORITY,
-    NOBODY,
+    NO_ORDER,
     admit,
     begin,
     emit,
@@ -33,7 +32,7 @@ from dispatchgym.envs.llm.kernel import (
     next_epoch,
     step_seconds,
 )
-from dispatchgym.envs.llm.ledger import blocks_for, cached_blocks, unpin
+from dispatchgym.envs.llm.ledger import cached_blocks, unpin
 from dispatchgym.envs.llm.state import DECIDE, LOG_FULL, NONE, State
 
 Mode = Literal["mixed", "prefill-first", "static"]
@@ -51,7 +50,6 @@ _VICTIM = {
     "fewest-outputs": FEWEST_OUTPUTS,
 }
 _DECIDE, _LOG_FULL, _NONE = DECIDE, LOG_FULL, NONE
-_EMPTY = np.zeros(0, np.int32)
 
 RULE = np.dtype(
     [
@@ -223,11 +221,11 @@ def _go_on(s: State, rule: Any, decodes: bool, prefills: bool) -> None:
         if s.req[r].granted == 0:
             if is_decoding(s, r):
                 if decodes:
-                    grant(s, r, np.int64(1), c.victim, _EMPTY)
+                    grant(s, r, np.int64(1), c.victim, NO_ORDER)
             elif prefills:
                 n = _piece(s, rule, known(s, r) - s.req[r].computed)
                 if n > 0:
-                    grant(s, r, n, c.victim, _EMPTY)
+                    grant(s, r, n, c.victim, NO_ORDER)
         # whoever was preempted meanwhile has left the list
         k = min(k + 1, e.running)
         while k > 0 and s.req[s.run[k - 1]].stamp > stamp:
@@ -250,9 +248,8 @@ def _let_in(s: State, rule: Any) -> None:
 
 @compiled
 def fill(s: State, rule: Any) -> None:
-    """Fill the step at hand by the rule."""
+    """Fill the step at hand, in which nothing has been granted yet, by the rule."""
     e, c = s.eng[0], rule[0]
-    begin(s)
     e.budget = min(e.budget, c.step_tokens)
     if c.mode == MIXED:
         if c.decodes_first == 1:
@@ -282,10 +279,10 @@ def rescue(s: State) -> None:
     """Fill a step that came out empty: pins end, the running go on in order, else the first in the queue comes in."""
     e = s.eng[0]
     for how in range(2):
-        begin(s)
+        e.budget = e.token_budget
         k = np.int64(0)
         while k < e.running and e.batch == 0:
-            grant(s, np.int64(s.run[k]), e.token_budget, LAST, _EMPTY)
+            grant(s, np.int64(s.run[k]), e.token_budget, LAST, NO_ORDER)
             k += 1
         r = np.int64(e.head)
         while r != _NONE and e.batch == 0:
@@ -324,14 +321,12 @@ def run(s: State, rule: Any, until_s: float) -> int:
             return _LOG_FULL
         if e.log_tokens == 1 and e.tokens_logged + e.max_seqs * (1 + e.max_spec) > len(s.token_request):
             return _LOG_FULL
+        begin(s)
         fill(s, rule)
         if e.batch == 0:
             rescue(s)
         if e.jumps == 1 and is_steady(s):
-            jump(s, np.int64(2**40), True)
+            jump(s, np.int64(2**40), True, False)
         else:
             emit(s)
             finish_step(s, step_seconds(s))
-
-
-__all__ = ["BatchingRule", "LISTED", "NOBODY", "blocks_for", "fill", "is_steady", "rescue", "run"]

@@ -46,6 +46,9 @@ _DECIDE, _DONE = DECIDE, DONE
 NOTHING_LEFT, NO_BUDGET, NO_ROOM, NO_SLOT, NOT_HERE = -1, -2, -3, -4, -5
 """Why a grant came to nothing: no tokens to run, no token budget, no blocks, no place, not in the system."""
 
+NO_ORDER = np.zeros(0, np.int32)
+"""A plan's list of victims where there is none."""
+
 LAST, LEAST_COMPUTED, LOWEST_PRIORITY, FEWEST_OUTPUTS, LISTED, NOBODY = range(6)
 """Who is preempted when a running request needs blocks: the last admitted; the one with the fewest tokens computed;
 the largest (priority, arrival); the fewest output tokens (longest prompt first); by the plan's own list; nobody."""
@@ -146,6 +149,8 @@ def begin(s: State) -> None:
     e.context = 0
     e.preempted = 0
     e.swap_bytes = 0.0
+    e.swap_outs = 0
+    e.swap_ins = 0
     e.held = 0
     e.group = _NONE
     e.late_keys = 0
@@ -253,6 +258,10 @@ def preempt(s: State, r: int, how: int) -> None:
     if how == _SWAP and used > 0 and used <= e.host_free:
         q.host_blocks = used
         e.host_free -= used
+        for j in range(used):
+            s.swap_out[e.swap_outs, 0] = r
+            s.swap_out[e.swap_outs, 1] = s.table[q.slot, j]
+            e.swap_outs += 1
         moved = used * e.kv_bytes
         e.swap_bytes += moved
         q.swap_bytes += moved
@@ -436,6 +445,9 @@ def admit(s: State, r: int, tokens: int, whole: int, spare: int) -> int:
     if q.host_blocks > 0:
         moved = q.host_blocks * e.kv_bytes
         e.host_free += q.host_blocks
+        s.swap_in[e.swap_ins, 0] = r
+        s.swap_in[e.swap_ins, 1] = q.host_blocks
+        e.swap_ins += 1
         q.host_blocks = 0
         e.swap_bytes += moved
         q.swap_bytes += moved
@@ -546,7 +558,6 @@ def finish_step(s: State, duration_s: float) -> int:
         s.group[e.group].members = 0
     last_gap, last_bin = -1.0, 0
     ended = 0
-    members = np.uint64(0)
     for i in range(e.batch):
         row = s.batch[i]
         r = np.int64(row.request)
@@ -594,9 +605,6 @@ def finish_step(s: State, duration_s: float) -> int:
             if len(s.history) > 0:
                 s.history[e.finished % len(s.history)] = q.generated
             e.finished += 1
-        else:
-            members = members + mix(np.uint64(r), np.uint64(1))
-    e.members = members
     e.batch = 0
     if ended > 0:
         kept_running = 0
@@ -620,11 +628,12 @@ def blocks_after(s: State, steps: int) -> int:
 
 
 @compiled
-def jump(s: State, most: int, arrivals: bool) -> int:
+def jump(s: State, most: int, arrivals: bool, hold: bool) -> int:
     """Make up to `most` steps with the batch at hand, which decodes one token each; returns how many it made.
 
-    The same as that many single steps, to the last bit of every time, but requests are touched once. Stops after a step in
-    which a request ends, before blocks run short, and (`arrivals`) as soon as a request has arrived.
+    The same as that many single steps, to the last bit of every time, but requests are touched once. Stops after a
+    step in which a request ends, before blocks run short, and (`arrivals`) as soon as a request has arrived.
+    `hold`: steps after the first are told to keep their members.
     """
     e = s.eng[0]
     steps = most
@@ -662,7 +671,7 @@ def jump(s: State, most: int, arrivals: bool) -> int:
         if made > 0:
             e.preempted = 0
             e.swap_bytes = 0.0
-            e.held = 1
+            e.held = 1 if hold else 0
             taken += s.crossing[(made + 1) % size]
             e.free = free - taken
         seconds = step_s(s, e.context)
@@ -689,7 +698,6 @@ def jump(s: State, most: int, arrivals: bool) -> int:
     e.free = free
     # the requests, as if they had made all but the last step one by one; the last is booked as any other
     ended = 0
-    members = np.uint64(0)
     for i in range(batch):
         row = s.batch[i]
         r = np.int64(row.request)
@@ -714,9 +722,6 @@ def jump(s: State, most: int, arrivals: bool) -> int:
         q.last_token_s = e.now
         if q.generated >= q.output:
             ended += 1
-        else:
-            members = members + mix(np.uint64(r), np.uint64(1))
-    e.members = members
     e.steps += made
     e.waited_s = 0.0
     if ended > 0:
@@ -740,3 +745,44 @@ def jump(s: State, most: int, arrivals: bool) -> int:
         e.ended += ended
     e.batch = 0
     return made
+
+
+@compiled
+def hold_on(s: State, steps: int, through_arrival: bool, through_finish: bool) -> int:
+    """Make the step at hand, which only decodes, up to `steps` times for those still running; returns how often.
+
+    Ends before blocks run short, and with an arrival or a finish unless told to go on through these.
+    """
+    e = s.eng[0]
+    size = e.batch
+    made = np.int64(0)
+    while True:
+        before = e.ended
+        if e.decode_tokens == e.batch:
+            made += jump(s, steps - made, not through_arrival, True)
+        else:
+            emit(s)
+            finish_step(s, step_s(s, e.context))
+            made += 1
+        full = e.log_steps == 1 and e.logged == len(s.log)
+        full = full or (e.log_tokens == 1 and e.tokens_logged + size * (1 + e.max_spec) > len(s.token_request))
+        if made >= steps or full or (e.ended > before and not through_finish):
+            return made
+        if not through_arrival and e.next < e.num and s.req[e.next].arrival_s <= e.now:
+            return made
+        need, alive = np.int64(0), 0
+        for i in range(size):
+            q = s.req[s.batch[i].request]
+            if q.state == _RUNNING:
+                alive += 1
+                tokens = min(np.int64(s.batch[i].tokens), np.int64(q.max_new) - q.generated)
+                need += max(np.int64(0), blocks_for(s, q.computed + tokens) - q.blocks)
+        if alive == 0 or need > e.free:
+            return made
+        begin(s)
+        for i in range(size):
+            r, tokens = np.int64(s.batch[i].request), np.int64(s.batch[i].tokens)
+            if s.req[r].state == _RUNNING:
+                grant(s, r, tokens, NOBODY, NO_ORDER)
+        size = e.batch
+        e.held = 1

@@ -59,7 +59,6 @@ def fresh_state(
     e["log_steps"], e["log_tokens"], e["jumps"] = steps, tokens, config.jumps
     e["num"], e["head"], e["tail"] = len(workload), NONE, NONE
     e["free"], e["host_free"], e["slots"], e["group"] = kv_blocks, config.host_blocks, config.max_seqs, NONE
-    e["blocked"] = NONE
 
     block = np.zeros(kv_blocks + 1, BLOCK)
     block["after"] = np.roll(np.arange(kv_blocks + 1), -1)
@@ -77,6 +76,8 @@ def fresh_state(
         run=np.zeros(config.max_seqs, np.int32),
         batch=np.zeros(config.max_seqs, BATCH),
         group=np.zeros(config.max_seqs, GROUP),
+        swap_out=np.zeros((kv_blocks if config.host_blocks else 0, 2), np.int32),
+        swap_in=np.zeros((config.max_seqs, 2), np.int32),
         history=np.zeros(config.history, np.int32),
         cost=profile.terms(),
         pad=profile.padding(config.max_seqs),

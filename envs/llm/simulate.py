@@ -6,6 +6,7 @@ import numpy as np
 
 from dispatchgym.envs.llm.batching import BatchingRule, run
 from dispatchgym.envs.llm.config import EngineConfig
+from dispatchgym.envs.llm.engine import Engine
 from dispatchgym.envs.llm.policy import CompiledPolicy, EngineSpec, Policy
 from dispatchgym.envs.llm.profile import Profile, load_profile
 from dispatchgym.envs.llm.record import Record, Requests, Steps, TokenLog
@@ -61,11 +62,15 @@ def simulate(
     policy = FirstCome() if policy is None else policy
     state = fresh_state(workload, config, times, seed, steps=steps, tokens=tokens)
     spec = EngineSpec(config, times, int(state.eng["kv_blocks"][0]), workload.slo_kind)
-    assert isinstance(policy, CompiledPolicy)
-    policy.prepare(state, spec, seed)
-    while policy.advance(state, np.inf) == LOG_FULL:
-        state = with_more_log(state)
-    return record_of(state, workload, policy.name, {}, decisions=int(state.eng["steps"][0]), policy_s=0.0)
+    if isinstance(policy, CompiledPolicy):
+        policy.prepare(state, spec, seed)
+        while policy.advance(state, np.inf) == LOG_FULL:
+            state = with_more_log(state)
+        return record_of(state, workload, policy.name, {}, decisions=int(state.eng["steps"][0]), policy_s=0.0)
+    policy.reset(spec, seed)
+    live = Engine(state, policy, spec, strict=strict)
+    live.run()
+    return record_of(live.state, workload, policy.name, live.repairs, decisions=live.decisions, policy_s=live.policy_s)
 
 
 def record_of(

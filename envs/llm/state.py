@@ -126,16 +126,15 @@ ENGINE = np.dtype(
         ("context", np.int64),  # tokens whose KV is read
         ("preempted", np.int64),
         ("swap_bytes", np.float64),
-        ("held", np.int64),  # 1: same members as the step before
-        ("members", np.uint64),  # hash of who is in the batch
+        ("held", np.int64),  # 1: told to keep the members of the step before
+        ("swap_outs", np.int64),
+        ("swap_ins", np.int64),
         ("group", np.int64),  # interrupted step that goes on, -1 none
-        ("groups", np.int64),  # numbers given out
         ("late_keys", np.int64),  # 1: blocks become findable only after the step, which may be interrupted
         # a compiled scheduler's own memory
         ("poll", np.int64),
         ("ratio", np.float64),
         ("draws", np.uint64),
-        ("blocked", np.int64),  # request that could not be admitted, while nothing was given back since
     ]
 )
 BLOCK = np.dtype([("ref", np.int32), ("before", np.int32), ("after", np.int32), ("key", np.int64)])
@@ -183,6 +182,8 @@ class State(NamedTuple):
     run: I32  # (max_seqs,) running requests in order of admission
     batch: Any  # (max_seqs,) of BATCH
     group: Any  # (max_seqs,) of GROUP: interrupted steps, by number modulo
+    swap_out: I32  # (kv_blocks, 2): request and block whose content goes to the host before the step
+    swap_in: I32  # (max_seqs, 2): request and number of its blocks that come back before the step
     history: I32  # (window,) output lengths of requests that finished, a ring
     cost: F64  # (COST_TERMS,)
     pad: I32  # (max_seqs + 1,) rows that a decode step of so many runs
