@@ -12,21 +12,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from dispatchgym.serving.kube.cluster_state import ClusterState
-from dispatchgym.serving.kube.convert import PodFacts, Rules
+from dispatchgym.serving.kube.convert import GPU_RESOURCES, NodeFacts, PodFacts, Rules
 from dispatchgym.serving.kube.filters import Failure, Filters
 from dispatchgym.serving.kube.mirror import Mirror
-from dispatchgym.serving.kube.policies import ScoringPolicy
+from dispatchgym.serving.kube.policies import RulePolicy, ScoringPolicy
 
 log = logging.getLogger(__name__)
-
-_NO_RULES = Rules((), None, ())
 
 Source = Literal["policy", "fallback", "none"]
 Cause = Literal["", "late", "busy", "error", "not a number", "nothing fits"]
@@ -106,10 +104,27 @@ class PlacementAdvisor:
         """Score nodes that somebody else has filtered."""
         return self._score(pod, tuple(names), {}, time.perf_counter())
 
-    def warm_up(self, limit_s: float = 300.0) -> None:
-        """Ask the policy once without a budget: what it compiles or loads, it does now."""
-        pod = PodFacts("dispatchgym-warm-up", "default", "warm-up", "", 0, {"cpu": 1}, {}, _NO_RULES)
-        self._thread.submit(self._ask, pod, tuple(self.state.names)).result(limit_s)
+    def compare(
+        self, pod: PodFacts, names: Sequence[str], policies: Sequence[ScoringPolicy], limit_s: float = 300.0
+    ) -> dict[str, npt.NDArray[np.float64]]:
+        """What each of several policies thinks of the nodes, shape (nodes,), without a budget.
+
+        Those that need what this advisor's policy does not (FGD's fragmentation, another graph) are left out.
+        """
+        able = [p for p in policies if p.graph == self.policy.graph or isinstance(p, RulePolicy)]
+        able = [p for p in able if self.policy.fragments or not p.fragments]
+        asked = {p.name: self._thread.submit(self._ask, pod, tuple(names), p) for p in able}
+        return {name: answer.result(limit_s)[0] for name, answer in asked.items()}
+
+    def warm_up(self, policies: Sequence[ScoringPolicy] = ()) -> None:
+        """Ask the policy, and others, once without a budget: what they compile or load, they do now."""
+        state = ClusterState()
+        state.put_node(NodeFacts("warm-up", {}, (), False, {"cpu": 2, "memory": 2**30, GPU_RESOURCES[0]: 1}, 9, 1))
+        pod = PodFacts("warm-up", "default", "warm-up", "", 0, {"cpu": 1}, {}, Rules((), None, ()))
+        state.put_pod(replace(pod, uid="runs", node="warm-up"))
+        own = PlacementAdvisor(state, self.policy, budget_s=self.budget_s)
+        own.compare(pod, ("warm-up",), (self.policy, *policies))
+        own.close()
 
     def close(self) -> None:
         """End the policy's thread as soon as it is free."""
@@ -144,26 +159,26 @@ class PlacementAdvisor:
             self.causes[cause] += 1
         return Advice(pod, nodes, scores, failed, source, cause, waits, time.perf_counter() - begin)
 
-    def _ask(self, pod: PodFacts, nodes: tuple[str, ...]) -> tuple[npt.NDArray[np.float64], bool]:
+    def _ask(
+        self, pod: PodFacts, nodes: tuple[str, ...], policy: ScoringPolicy | None = None
+    ) -> tuple[npt.NDArray[np.float64], bool]:
         """Scores of the nodes, NaN if one of the policy's is no number; and whether WAIT is better than all."""
         batch = self._mirror.ask(pod, nodes)
         if batch is None:
             return np.zeros(len(nodes)), False
         with np.errstate(all="ignore"):
-            actions, values = self.policy.scores(batch)
+            actions, values = (policy or self.policy).scores(batch)
         if not np.isfinite(values).all():
             return np.full(len(nodes), np.nan), False
-        best: dict[str, float] = {}
-        wait = -np.inf
-        for action, value in zip(actions.tolist(), values.tolist(), strict=True):
-            if action == batch.wait_action:
-                wait = value
-            else:
-                name = self._mirror.node_of(action)
-                best[name] = max(best.get(name, -np.inf), value)
-        # A node that the policy was not offered, for our picture of its GPUs is out of date, comes last.
-        least = min(best.values(), default=0.0) - 1.0
-        return np.array([best.get(name, least) for name in nodes]), bool(best) and wait > max(best.values())
+        binds = actions != batch.wait_action
+        if not binds.any():
+            return np.zeros(len(nodes)), False
+        best = np.full(batch.capacity.nodes, -np.inf)
+        np.maximum.at(best, actions[binds] // batch.capacity.gpus, values[binds])
+        scores = best[self._mirror.rows_of(nodes)]
+        # A node that the policy was not offered, for our picture of it is out of date, comes last.
+        scores[np.isneginf(scores)] = values[binds].min() - 1.0
+        return scores, bool(values.max() > best.max())
 
 
 def least_allocated(state: ClusterState, pod: PodFacts, nodes: Sequence[str]) -> npt.NDArray[np.float64]:

@@ -95,7 +95,7 @@ class ClusterState:
         self.gpu_free: dict[str, list[int]] = {}
         self.version = 0
         self._on_node: defaultdict[str, dict[str, Placed]] = defaultdict(dict)
-        self._expected: dict[str, float] = {}
+        self._expected: dict[str, tuple[float, bool]] = {}  # until when, and whether it was known to wait
         self._news: list[News] = []
         self._forget_static: list[Callable[[str], None]] = []
 
@@ -131,6 +131,7 @@ class ClusterState:
         with self.lock:
             old = self.placed.get(pod.uid)
             if not pod.node and old is not None and old.expires < np.inf and not (pod.is_done or pod.is_leaving):
+                self._expected[pod.uid] = old.expires, True
                 return  # what we expect of it has only not been seen yet
             if pod.is_done or (pod.is_leaving and not pod.node):
                 self.drop_pod(pod.uid)
@@ -153,21 +154,25 @@ class ClusterState:
     def expect(self, pod: PodFacts, node: str, for_s: float = EXPECTED_FOR_S) -> None:
         """Count the pod on the node from now on: it has been, or most likely will be, bound there.
 
-        Its own event replaces this; without one the pod waits again after `for_s` seconds.
+        Its own event replaces this; without one the pod is what it was before after `for_s` seconds.
         """
         with self.lock:
             seen = self.placed.get(pod.uid)
             if seen is None or seen.expires < np.inf:
-                self._place(pod, node, self.clock() + for_s)
+                waited = self._expected.get(pod.uid, (0.0, pod.uid in self.waiting))[1]
+                until = self.clock() + for_s
+                self._place(pod, node, until)
+                self._expected[pod.uid] = until, waited
 
     def expire(self) -> None:
         """Take back what was expected and has not been seen in time."""
         with self.lock:
             now = self.clock()
-            for uid in [uid for uid, until in self._expected.items() if until <= now]:
-                pod = self.placed[uid].pod
+            for uid in [uid for uid, (until, _) in self._expected.items() if until <= now]:
+                pod, waited = self.placed[uid].pod, self._expected[uid][1]
                 self.drop_pod(uid)
-                self.put_pod(pod)
+                if waited:
+                    self.put_pod(pod)
 
     def replace(self, nodes: Iterable[NodeFacts] | None, pods: Iterable[PodFacts] | None) -> None:
         """What a fresh listing of all nodes, all pods or both says; what it does not name is gone."""
@@ -269,8 +274,6 @@ class ClusterState:
             self._remove(pod.uid)
         one = Placed(pod, node, self._slots(pod, node) if node in self.nodes else (), expires)
         self.placed[pod.uid] = self._on_node[node][pod.uid] = one
-        if expires < np.inf:
-            self._expected[pod.uid] = expires
         self._take(one, 1)
         self.groups[_group(pod)][node] += 1
         for term in pod.anti_affinity:

@@ -80,10 +80,10 @@ class Mirror:
         cluster.mask[0, actions] = 1
         return batch if len(actions) > 1 else None
 
-    def node_of(self, action: int) -> str:
-        """The name of the node that a binding's action means."""
+    def rows_of(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
+        """The numbers of these nodes; of one that is not known, that of a node which is never offered."""
         assert self.batch is not None
-        return self._names[action // self.batch.capacity.gpus]
+        return np.array([self._node_rows.get(name, len(self._names)) for name in names], np.int64)
 
     # --- following the cluster ---
 
@@ -237,7 +237,7 @@ class Mirror:
         instance = self._instance()
         count = len(state.placed) + len(state.waiting)
         own, room = Capacity.of([instance]), count + count // 4 + SPARE_PODS
-        size = own._replace(pods=max(room, own.pods), workloads=room)
+        size = own._replace(nodes=own.nodes + 1, pods=max(room, own.pods), workloads=room)
         batch = PackingBatch(1, size, self.config, self.graph)
         batch.load([0], [instance])
         batch.reset()
