@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from dispatchgym.envs.packing.instance import MAX_AMOUNT, MAX_GPUS, WHOLE_GPU, Taint, Toleration
 from dispatchgym.serving.kube.quantity import PayloadError, amount
 
 Json = Mapping[str, Any]
 Pairs = tuple[tuple[str, str], ...]
+Effect = Literal["NoSchedule", "PreferNoSchedule", "NoExecute"]
 
 GPU_RESOURCES = ("nvidia.com/gpu", "amd.com/gpu", "alibabacloud.com/gpu-count")
 """Extended resources that count whole GPUs of a node."""
@@ -448,8 +449,9 @@ def _tolerations(spec: Json, what: str) -> Iterator[Toleration]:
 def _taint(value: Any, what: str) -> Taint:
     one = _object(value, what)
     effect = _text(one, "effect", what)
-    if effect == "NoSchedule" or effect == "PreferNoSchedule" or effect == "NoExecute":
-        return Taint(_text(one, "key", what), _text(one, "value", what), effect)
+    for known in get_args(Effect):
+        if effect == known:
+            return Taint(_text(one, "key", what), _text(one, "value", what), known)
     raise PayloadError(f"{what}: taint effect {effect!r:.40} is not NoSchedule, PreferNoSchedule or NoExecute")
 
 

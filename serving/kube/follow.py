@@ -39,9 +39,10 @@ class Follower:
 
     def replace(self, kind: Kind, objects: list[Json]) -> None:
         if kind == "nodes":
-            self._state.replace([facts for thing in objects if (facts := self._node(thing)) is not None], None)
+            nodes = [node for thing in objects if (node := self._node(thing)) is not None]
+            self._state.replace(nodes, None)
             return
-        pods = [facts for thing in objects if (facts := self._pod(thing)) is not None]
+        pods = [pod for thing in objects if (pod := self._pod(thing)) is not None]
         self._state.replace(None, pods)
         for pod in pods:
             self._decisions.saw(pod)

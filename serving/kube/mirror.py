@@ -41,6 +41,7 @@ class Mirror:
         self._news = state.news()
         self._began = state.clock()
         self._asked = 0
+        self._num_rows = 0  # rows up to here have been used
 
     def ask(self, pod: PodFacts, names: Sequence[str]) -> PackingBatch | None:
         """Bring the arrays up to date and the pod to hand, with these nodes as its choices.
@@ -260,8 +261,10 @@ class Mirror:
         self._free_rows = list(range(size.pods))
         self._free_kinds = list(reversed(range(size.pods)))
         self._num_rows = 0
-        for what in (*state.placed.values(), *state.waiting.values()):
-            self._add(what)
+        for one in state.placed.values():
+            self._add(one)
+        for pod in state.waiting.values():
+            self._add(pod)
 
     def _request(self, pod: PodFacts) -> npt.NDArray[np.int64]:
         return _rounded(self.state.request(pod), self._scale)
