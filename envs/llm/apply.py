@@ -109,7 +109,7 @@ def apply(
             rescue(s)
 
 
-INTS, FLOATS = 14, 8
+INTS, FLOATS = 13, 8
 
 
 @compiled
@@ -142,7 +142,6 @@ def gather(s: State, ids: I64, ints: I64, floats: F64) -> None:
         ints[10, k] = found
         ints[11, k] = q.preemptions
         ints[12, k] = q.group
-        ints[13, k] = q.output
 
 
 @compiled

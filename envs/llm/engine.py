@@ -21,6 +21,8 @@ from dispatchgym.envs.llm.state import DONE, PAUSE, RECOMPUTE, SWAP, State
 _DEFAULT = BatchingRule().packed()
 _HOW = {"recompute": RECOMPUTE, "swap": SWAP, "pause": PAUSE}
 _NOBODY = np.zeros(0, np.int32)
+_NO_GRANTS = np.zeros((0, 2), np.int64)
+_MOST = 2**31 - 1
 
 
 class Engine:
@@ -157,16 +159,18 @@ class Engine:
         running = s.run[: e["running"]].astype(np.int64)
         waiting = np.empty(e["waiting"], np.int64)
         queue(s, waiting)
-        running_table, running_output = _table(s, running)
-        waiting_table, waiting_output = _table(s, waiting)
+        oracle = None
+        if self.policy.oracle:
+            output = s.req["output"]
+            oracle = Oracle(output[running].astype(np.int64), output[waiting].astype(np.int64))
         window, known = len(s.history), int(e["finished"])
         history = np.roll(s.history, -(known % window)) if known > window else s.history[:known].copy()
         history.flags.writeable = False
         return EngineView(
             now_s=float(e["now"]),
             step=int(e["steps"]),
-            running=running_table,
-            waiting=waiting_table,
+            running=_table(s, running),
+            waiting=_table(s, waiting),
             free_blocks=int(e["free"]),
             kv_blocks=int(e["kv_blocks"]),
             block_tokens=int(e["block_tokens"]),
@@ -175,7 +179,7 @@ class Engine:
             host_free=int(e["host_free"]),
             history=history,
             interrupted=self._interrupted,
-            oracle=Oracle(running_output, waiting_output) if self.policy.oracle else None,
+            oracle=oracle,
         )
 
     def _name(self) -> str:
@@ -196,23 +200,21 @@ class Engine:
 def _orders(plan: Plan, name: str) -> tuple[npt.NDArray[Any], ...]:
     """A plan's lists as the arrays that `apply` takes."""
     try:
-        grants = np.asarray(plan.grants, np.int64).reshape(-1, 2)
+        grants = np.asarray(plan.grants, np.int64).reshape(-1, 2) if len(plan.grants) else _NO_GRANTS
         preempted = np.array([r for r, _ in plan.preempt], np.int32)
         how = np.array([_HOW[h] for _, h in plan.preempt], np.int32)
         drop = np.asarray(plan.drop, np.int32) if len(plan.drop) else _NOBODY
         victims = np.asarray(plan.victims, np.int32) if len(plan.victims) else _NOBODY
-        ids = np.clip(grants[:, 0], -1, 2**31 - 1).astype(np.int32)
+        ids = np.minimum(np.maximum(grants[:, 0], -1), _MOST).astype(np.int32)
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise InvalidPlanError(f"{name}: malformed plan: {type(error).__name__}: {error}") from None
     return drop, preempted, how, ids, np.ascontiguousarray(grants[:, 1]), victims
 
 
-def _table(s: State, ids: npt.NDArray[np.int64]) -> tuple[RequestTable, npt.NDArray[np.int64]]:
-    """Copies of what a policy may know about these requests; and apart from them their true lengths."""
+def _table(s: State, ids: npt.NDArray[np.int64]) -> RequestTable:
+    """Copies of what a policy may know about these requests."""
     ints, floats = np.empty((INTS, len(ids)), np.int64), np.empty((FLOATS, len(ids)))
     gather(s, ids, ints, floats)
-    outputs = ints[-1].copy()
-    columns = [ids, *(row.copy() for row in floats), *(row.copy() for row in ints[:-1])]
-    for column in (*columns, outputs):
-        column.flags.writeable = False
-    return RequestTable(*columns), outputs
+    for array in (ids, ints, floats):
+        array.flags.writeable = False
+    return RequestTable(ids, *floats, *ints)
