@@ -12,6 +12,10 @@ SERVERS: Mapping[str, tuple[str, str]] = {
         "dispatchgym.serving.kube.command:main",
         "a scheduler extender: an unmodified kube-scheduler asks it which node it likes best",
     ),
+    "kube-scheduler": (
+        "dispatchgym.serving.kube.scheduler_command:main",
+        "a second scheduler: binds the pods that name it, plans re-packing",
+    ),
 }
 """Name -> "module:function" of type `(argv: list[str]) -> int`, and its line in the help."""
 

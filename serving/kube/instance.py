@@ -6,7 +6,7 @@ that is not there; where they keep others away, the nodes are closed to those.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,11 +36,23 @@ class LiveInstance:
     hosts: Mapping[int, int]
 
 
-def packing_instance(state: ClusterState, filters: Filters, name: str = "live") -> LiveInstance | None:
-    """The cluster as it stands; None if it has no node or no pod that could be planned for."""
+def packing_instance(
+    state: ClusterState, filters: Filters, name: str = "live", *, fixed: Callable[[PodFacts], str] = lambda pod: ""
+) -> LiveInstance | None:
+    """The cluster as it stands; None if it has no node or no pod that could be planned for.
+
+    Args:
+        fixed: why a pod is none of the planner's business, beside what `why_fixed` knows; "" if it is.
+    """
     with state.lock:
-        running = [one for one in state.placed.values() if one.node in state.nodes and not why_fixed(one.pod)]
-        pending = [pod for pod in state.waiting.values() if not pod.is_gated and not _why_not_modelled(pod)]
+        running = [
+            one
+            for one in state.placed.values()
+            if one.node in state.nodes and not why_fixed(one.pod) and not fixed(one.pod)
+        ]
+        pending = [
+            pod for pod in state.waiting.values() if not pod.is_gated and not _why_not_modelled(pod) and not fixed(pod)
+        ]
         pods = [one.pod for one in running] + pending
         if not state.nodes or not pods:
             return None

@@ -68,14 +68,10 @@ class Choice:
 
 
 class Steering(Protocol):
-    """A plan under way: it has a say about pods before the policy is asked."""
+    """A plan under way: pods go where it says, and others wait until it is done."""
 
     def target(self, pod: PodFacts) -> str | None:
         """The node kept for this pod."""
-        ...
-
-    def holds_back(self, pod: PodFacts) -> bool:
-        """The pod must wait until the plan is done."""
         ...
 
     def bound(self, pod: PodFacts, node: str) -> None:
@@ -283,10 +279,10 @@ class Scheduler:
             return
         pod = mine.facts
         begin = time.perf_counter()
-        if self.steering and self.steering.holds_back(pod):
-            self.queue.retry(uid, set_aside=True)
+        choice = self._steer(pod) if self.steering else self._advisor.choose(pod)
+        if choice is None:
+            self.queue.retry(uid, set_aside=True, failed=False)
             return
-        choice = self._choose(pod)
         self.metrics.decision_seconds.observe(time.perf_counter() - begin)
         if choice.node is None:
             self.metrics.attempts.labels("unschedulable").inc()
@@ -299,13 +295,10 @@ class Scheduler:
             self.state.expect(pod, choice.node, UNTIL_SEEN_S)
             self._pool.submit(self._bind, mine, pod, choice)
 
-    def _choose(self, pod: PodFacts) -> Choice:
+    def _steer(self, pod: PodFacts) -> Choice | None:
+        """The node that the plan under way keeps for the pod; None while the pod must wait."""
         target = self.steering.target(pod) if self.steering else None
-        if target is None:
-            return self._advisor.choose(pod)
-        if self._advisor.fits(pod, target):
-            return Choice(target, by="plan")
-        return Choice(None, {target: Failure("Plan", "the node kept for it is not free yet")})
+        return Choice(target, by="plan") if target and self._advisor.fits(pod, target) else None
 
     def _complain(self, mine: _Mine, reason: str, message: str) -> None:
         if mine.told != message:

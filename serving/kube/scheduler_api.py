@@ -48,8 +48,12 @@ def _told_plainly(what: str) -> Iterator[None]:
 
 def _message(error: client.ApiException) -> str:
     with suppress(ValueError, TypeError, AttributeError):
-        return str(json.loads(error.body)["message"])
+        return str(json.loads(error.body or "")["message"])
     return str(error.reason)
+
+
+def _load_kubeconfig(path: str | None, context: str | None, settings: client.Configuration) -> None:
+    config.load_kube_config(path, context, client_configuration=settings)  # type: ignore[no-untyped-call]
 
 
 class KubeApi:
@@ -84,10 +88,10 @@ class KubeApi:
             try:
                 if kubeconfig or context:
                     raise config.ConfigException("a kubeconfig was asked for")
-                config.load_incluster_config(client_configuration=settings)
+                config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
             except config.ConfigException:
                 try:
-                    config.load_kube_config(kubeconfig or None, context or None, client_configuration=settings)
+                    _load_kubeconfig(kubeconfig or None, context or None, settings)
                 except (config.ConfigException, OSError) as error:
                     raise UsageError(
                         f"no cluster: {error}; name one with --api-server or --kubeconfig, or run inside it"
@@ -95,7 +99,7 @@ class KubeApi:
         settings.connection_pool_maxsize = connections
         return cls(client.ApiClient(settings))
 
-    def list(self, kind: Kind) -> tuple[list[Json], str]:
+    def list_all(self, kind: Kind) -> tuple[list[Json], str]:
         """All objects, and the resource version to watch from."""
         call = self._core.list_node if kind == "nodes" else self._core.list_pod_for_all_namespaces
         answer = self._ask(f"list {kind}", call, _request_timeout=4 * REQUEST_S)
@@ -110,7 +114,7 @@ class KubeApi:
         Raises:
             ApiError: code 410 if `version` is too old to resume from.
         """
-        call = self._core.list_node if kind == "nodes" else self._core.list_pod_for_all_namespaces
+        call: Any = self._core.list_node if kind == "nodes" else self._core.list_pod_for_all_namespaces
         with _told_plainly(f"watch {kind}"):
             response = call(
                 watch=True,

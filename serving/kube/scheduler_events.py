@@ -31,7 +31,7 @@ class Writer(Protocol):
 def why_nowhere(failed: Mapping[str, Failure]) -> str:
     """One line: how many nodes each filter refused, with an example of its reason, the most frequent first."""
     count = Counter(failure.filter for failure in failed.values())
-    example = {failure.filter: failure.reason for failure in reversed(failed.values())}
+    example = {failure.filter: failure.reason for failure in reversed(list(failed.values()))}
     parts = [f"{number} {name} ({example[name]})" for name, number in count.most_common(MOST_REASONS)]
     return f"0/{len(failed)} nodes are available: {', '.join(parts) or 'the cluster has none'}."
 

@@ -78,17 +78,20 @@ class PodQueue:
                     left = min(left, max(0.0, self._later[0][0] - now))
                 self._changed.wait(max(left, 0.001))
 
-    def retry(self, uid: str, *, set_aside: bool) -> None:
+    def retry(self, uid: str, *, set_aside: bool, failed: bool = True) -> None:
         """It was not bound. Try again after a pause, or, `set_aside`, once `wake` tells that something has changed.
 
         A change since it was handed out counts: the decision may not have seen it.
+
+        Args:
+            failed: it had its turn, and must pause; otherwise it was only held back.
         """
         with self._changed:
             entry = self._entries.get(uid)
             if entry is None:
                 return
-            pause = min(FIRST_BACKOFF_S * 2.0**entry.failures, LONGEST_BACKOFF_S)
-            entry.failures = min(entry.failures + 1, 10)
+            pause = min(FIRST_BACKOFF_S * 2.0**entry.failures, LONGEST_BACKOFF_S) if failed else 0.0
+            entry.failures = min(entry.failures + failed, 10)
             entry.ready_at = self.clock() + pause
             entry.is_aside = set_aside and entry.given_at == self._wakes
             self._defer(entry, entry.ready_at if not entry.is_aside else self.clock() + ASIDE_S)

@@ -19,7 +19,7 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 10.0
 class Lister(Protocol):
     """Where objects come from; `KubeApi` is one."""
 
-    def list(self, kind: Kind) -> tuple[list[Json], str]: ...
+    def list_all(self, kind: Kind) -> tuple[list[Json], str]: ...
     def watch(self, kind: Kind, version: str, *, opened: Callable[[Any], None]) -> Iterator[Json]: ...
 
 
@@ -59,7 +59,7 @@ class Reflector(threading.Thread):
         while not self._halt.is_set():
             try:
                 if not version:
-                    objects, version = self._source.list(self.kind)
+                    objects, version = self._source.list_all(self.kind)
                     self.lists += 1
                     self._sink.replace(self.kind, objects)
                     self.synced.set()

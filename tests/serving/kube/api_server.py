@@ -406,7 +406,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def act(self, path: str, query: Json, body: Json) -> Json:
         api = self.api
-        if path == "/apis/policy":
+        if path.rstrip("/") == "/apis/policy":
             version = {"groupVersion": "policy/v1", "version": "v1"}
             return {"kind": "APIGroup", "name": "policy", "versions": [version], "preferredVersion": version}
         found = PATH.match(path)
