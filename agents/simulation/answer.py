@@ -1,0 +1,182 @@
+"""Which scheduler for this traffic, and by how much: the comparison in plain words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dispatchgym.agents.simulation.runs import HALVINGS, LEAST_SCALE, MOST_SCALE, Run, rate_per_s
+from dispatchgym.envs.llm.metrics import Metrics
+from dispatchgym.envs.llm.workload import Workload
+
+SAME = 0.03
+"""Differences below this share are called none: the search for the capacity is no finer."""
+
+GOOD = 0.99
+"""Attainment with which nobody would look for another scheduler."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Args:
+    best: the scheduler to take, None where all failed. headline: one sentence. lines: the reasons, a sentence each.
+    """
+
+    best: str | None
+    headline: str
+    lines: tuple[str, ...]
+
+
+def answer(runs: Sequence[Run], workload: Workload, target: float) -> Answer:
+    """The answer from these runs; the first scheduler is what the others are compared with."""
+    fine = [run for run in runs if run.metrics is not None]
+    real = [run for run in fine if not run.oracle]
+    if not real:
+        return Answer(None, "No scheduler that a real engine could run came to an end.", ())
+    base = real[0] if runs[0] not in real else runs[0]
+    rate = rate_per_s(workload)
+    best = _best(real, base, rate)
+    lines = [_at_this_load(real, base, best, rate)]
+    if best.capacity is not None:
+        lines.append(_at_capacity(best, base, rate, target))
+    lines += _tails(real, base)
+    lines += _costs(best, base)
+    lines += _oracles(fine)
+    return Answer(best.name, _headline(best, base, real, rate), tuple(lines))
+
+
+def value(run: Run, rate: float) -> float:
+    """What schedulers are ranked by, more is better: capacity; else goodput; else, for a batch, its tokens a second."""
+    if run.metrics is None:
+        return -math.inf
+    if run.capacity is not None:
+        return run.capacity.scale or 0.0
+    return run.metrics.goodput_tps if math.isfinite(rate) else run.metrics.throughput_tps
+
+
+def _best(real: Sequence[Run], base: Run, rate: float) -> Run:
+    """The best by value; among those within `SAME` of it the base if it is one, else the least mean end to end."""
+    most = max(value(run, rate) for run in real)
+    close = [run for run in real if value(run, rate) >= most * (1 - SAME)]
+    return base if base in close else min(close, key=lambda run: _finite(_m(run).e2e_s.mean))
+
+
+def _headline(best: Run, base: Run, real: Sequence[Run], rate: float) -> str:
+    if best is base:
+        if len(real) == 1:
+            return f"Only {base.name} was run: there is nothing to compare it with."
+        return f"Stay with {base.name}: no other scheduler of this run is worth the change for this traffic."
+    gain = _gain(value(best, rate), value(base, rate))
+    if best.capacity is not None:
+        return f"Take {best.name}: one engine then carries {gain} than with {base.name}, with the same promises kept."
+    what = "tokens in time a second" if math.isfinite(rate) else "tokens a second"
+    return f"Take {best.name}: {gain.replace('more traffic', f'more {what}')} than with {base.name}."
+
+
+def _at_this_load(real: Sequence[Run], base: Run, best: Run, rate: float) -> str:
+    if not math.isfinite(rate):
+        quickest = min(real, key=lambda run: _m(run).duration_s)
+        return (
+            f"The batch takes {_m(base).duration_s:,.1f} s under {base.name}; the quickest is {quickest.name} with "
+            f"{_m(quickest).duration_s:,.1f} s."
+        )
+    shares = [_m(run).attainment for run in real]
+    at = f"At this traffic's own rate of {rate:.3g} requests a second"
+    if min(shares) >= GOOD:
+        return (
+            f"{at} every scheduler keeps the SLOs of at least {100 * GOOD:.0f} % of the requests: any will do until it "
+            "grows."
+        )
+    top = max(real, key=lambda run: _m(run).attainment)
+    said = f"{at} {top.name} keeps the SLOs of {_percent(_m(top).attainment)} of the requests"
+    if top is not base:
+        said += f", {base.name} of {_percent(_m(base).attainment)}"
+    if best not in (top, base):
+        said += f", {best.name} of {_percent(_m(best).attainment)}"
+    worst = min(real, key=lambda run: _m(run).attainment)
+    if worst not in (top, base, best):
+        said += f", {worst.name}, the last, of {_percent(_m(worst).attainment)}"
+    return f"{said}."
+
+
+def _at_capacity(best: Run, base: Run, rate: float, target: float) -> str:
+    def says(run: Run) -> str:
+        assert run.capacity is not None
+        if run.capacity.scale is None:
+            return f"less than {LEAST_SCALE * rate:.3g} requests a second under {run.name}"
+        more = " or more" if run.capacity.is_open else ""
+        return (
+            f"{run.capacity.scale * rate:.3g}{more} requests a second under {run.name} "
+            f"({run.capacity.scale:.2g} times this traffic)"
+        )
+
+    said = f"With {100 * target:.0f} % of the requests in time, one engine carries {says(best)}"
+    if best is not base and base.capacity is not None:
+        said += f" and {says(base)}"
+    octaves = math.log2(MOST_SCALE / LEAST_SCALE)
+    return f"{said}; the search is {100 * (2 ** (octaves / 2**HALVINGS) - 1):.1f} % fine."
+
+
+def _tails(real: Sequence[Run], base: Run) -> list[str]:
+    """Who is quickest to the slowest hundredth of first tokens, if by more than a tenth."""
+    known = [run for run in real if math.isfinite(_m(run).ttft_s.p99)]
+    if base not in known:
+        return []
+    quickest = min(known, key=lambda run: _m(run).ttft_s.p99)
+    fast, usual = _m(quickest).ttft_s.p99, _m(base).ttft_s.p99
+    if fast > 0.9 * usual:
+        return []
+    return [
+        f"As it comes, 99 % of the requests have their first token within {_seconds(fast)} under {quickest.name} and "
+        f"within {_seconds(usual)} under {base.name}."
+    ]
+
+
+def _costs(best: Run, base: Run) -> list[str]:
+    lines = []
+    for run in (base, best) if best is not base else (base,):
+        m = _m(run)
+        if m.recompute_tax > 0.02:
+            lines.append(
+                f"{run.name} spends {_percent(m.recompute_tax)} of its computing on tokens it had computed before "
+                f"({m.preemptions:,} preemptions)."
+            )
+        if total := sum(m.repairs.values()):
+            lines.append(f"The engine had to repair {total:,} things in the plans of {run.name}.")
+    return lines
+
+
+def _oracles(fine: Sequence[Run]) -> list[str]:
+    told = [run.name for run in fine if run.oracle]
+    if not told:
+        return []
+    are = "is" if len(told) == 1 else "are"
+    return [
+        f"{', '.join(told)} {are} told every output length beforehand, as no real engine is: a mark to compare with, "
+        "not a choice."
+    ]
+
+
+def _m(run: Run) -> Metrics:
+    assert run.metrics is not None
+    return run.metrics
+
+
+def _gain(best: float, base: float) -> str:
+    if base <= 0:
+        return "traffic that it cannot carry"
+    ratio = best / base
+    return f"{ratio:.1f} times the traffic" if ratio >= 2 else f"{100 * (ratio - 1):.0f} % more traffic"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _seconds(value: float) -> str:
+    return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.1f} s"
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else math.inf

@@ -1,0 +1,50 @@
+"""Schedulers by the names people type: `vllm`, or with constants of its own `sarathi+chunk=256`."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+
+from dispatchgym.agents.simulation.runs import Make
+from dispatchgym.envs.api import UsageError
+from dispatchgym.envs.registry import unknown_name
+from dispatchgym.solvers.llm.schedulers import SCHEDULERS
+
+
+def scheduler(text: str) -> Make:
+    """What makes a fresh scheduler of that name, with the constants behind its pluses.
+
+    Raises:
+        UnknownNameError: no such scheduler or constant. UsageError: a constant that is no NAME=VALUE.
+    """
+    name, *constants = text.split("+")
+    made = SCHEDULERS[name]
+    known = {
+        each.name: each.default
+        for each in inspect.signature(made).parameters.values()
+        if isinstance(each.default, int | float | str)  # what can be typed
+    }
+    given = dict(map(parameter, constants))
+    for each in given:
+        if each not in known:
+            raise unknown_name(f"constant of scheduler {name}", each, known)
+    return partial(made, **given)
+
+
+def parameter(text: str) -> tuple[str, int | float | bool | str]:
+    """Name and value of a NAME=VALUE; the value a number or a truth where it reads as one.
+
+    Raises:
+        UsageError: it is none.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise UsageError(f"{text!r} is no NAME=VALUE, such as distribution=2")
+    if value.lower() in ("true", "false"):
+        return name, value.lower() == "true"
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            continue
+    return name, value
