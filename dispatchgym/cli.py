@@ -29,6 +29,10 @@ COMMANDS: Mapping[str, Command] = {
         "dispatchgym.agents.evaluation.command:main",
         "judge rules and solvers on a suite of instances; write results and a report",
     ),
+    "simulate": Command(
+        "dispatchgym.agents.simulation.command:main",
+        "replay LLM traffic under several schedulers of one engine; say which to take",
+    ),
     "export": Command(
         "dispatchgym.agents.export_command:main",
         "write a run's best weights as a policy bundle that loads safely anywhere",
@@ -47,7 +51,7 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "data": Command(
         "dispatchgym.envs.data_command:main",
-        "list the published instances, write them or random ones as text files",
+        "list the published instances and request traces, write them or random instances as files",
     ),
 }
 

@@ -140,7 +140,8 @@ def main(argv: list[str]) -> int:
     folder = options.out or Path("out") / f"simulate-{workload.name}"
     make_writable(folder, 1 << 20)
     begun = datetime.now(UTC).isoformat(timespec="seconds")
-    searches = options.capacity and math.isfinite(running.rate_per_s(workload))
+    has_slos = bool(np.isfinite(workload.ttft_slo_s).any() or np.isfinite(workload.tpot_slo_s).any())
+    searches = options.capacity and has_slos and math.isfinite(running.rate_per_s(workload))
     runs, pressed = _run(schedulers, setting, options.target if searches else None, err)
     found = answer(runs, workload, options.target)
     head = {
