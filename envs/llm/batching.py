@@ -33,6 +33,7 @@ from dispatchgym.envs.llm.kernel import (
     step_seconds,
 )
 from dispatchgym.envs.llm.ledger import cached_blocks, unpin
+from dispatchgym.envs.llm.policy import EngineSpec
 from dispatchgym.envs.llm.state import DECIDE, LOG_FULL, NONE, State
 
 Mode = Literal["mixed", "prefill-first", "static"]
@@ -330,3 +331,25 @@ def run(s: State, rule: Any, until_s: float) -> int:
         else:
             emit(s)
             finish_step(s, step_seconds(s))
+
+
+class RulePolicy:
+    """A scheduler that is a batching rule."""
+
+    oracle = False
+
+    def __init__(self, name: str, rule: BatchingRule) -> None:
+        self.name = name
+        self.rule = rule
+        self._packed = rule.packed()
+
+    def prepare(self, state: State, spec: EngineSpec, seed: int) -> None:
+        """Nothing to prepare."""
+
+    def fill(self, state: State) -> None:
+        """Fill the step at hand."""
+        fill(state, self._packed)
+
+    def advance(self, state: State, until_s: float) -> int:
+        """Run by the rule."""
+        return run(state, self._packed, until_s)

@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from dispatchgym.envs.api import InvalidPlanError
 from dispatchgym.envs.llm.apply import FLOATS, IDLE, INTS, OVERSLEPT, REPAIRS, apply, gather, queue
-from dispatchgym.envs.llm.batching import BatchingRule
+from dispatchgym.envs.llm.batching import BatchingRule, rescue
 from dispatchgym.envs.llm.executor import Executor, SimulatedExecutor, batch_of
 from dispatchgym.envs.llm.kernel import arrive, begin, finish_step, hold_on, interrupt_step, next_epoch
 from dispatchgym.envs.llm.ledger import pin, unpin
-from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Oracle, Plan, Policy, RequestTable
+from dispatchgym.envs.llm.policy import CompiledPolicy, EngineSpec, EngineView, Oracle, Plan, Policy, RequestTable
 from dispatchgym.envs.llm.setup import with_more_log
 from dispatchgym.envs.llm.state import DONE, PAUSE, RECOMPUTE, SWAP, State
 
@@ -35,7 +35,13 @@ class Engine:
     """
 
     def __init__(
-        self, state: State, policy: Policy, spec: EngineSpec, *, executor: Executor | None = None, strict: bool = False
+        self,
+        state: State,
+        policy: Policy | CompiledPolicy,
+        spec: EngineSpec,
+        *,
+        executor: Executor | None = None,
+        strict: bool = False,
     ) -> None:
         self.state = state
         self.policy = policy
@@ -64,7 +70,15 @@ class Engine:
         self._make_room_for_logs()
         if next_epoch(self.state) == DONE:
             return False
-        self.carry_out(self._ask())
+        if isinstance(self.policy, CompiledPolicy):
+            begin(self.state)
+            self.policy.fill(self.state)
+            if self.state.eng["batch"][0] == 0:
+                rescue(self.state)
+            self.decisions += 1
+            self._make_step(False)
+        else:
+            self.carry_out(self._ask())
         return True
 
     def carry_out(self, plan: Plan) -> None:
@@ -141,6 +155,7 @@ class Engine:
                 return True
 
     def _ask(self) -> Plan:
+        assert not isinstance(self.policy, CompiledPolicy)
         view = self.view()
         before = time.process_time()
         try:
@@ -178,6 +193,7 @@ class Engine:
             token_budget=int(e["token_budget"]),
             host_free=int(e["host_free"]),
             history=history,
+            finished=known,
             interrupted=self._interrupted,
             oracle=oracle,
         )

@@ -91,7 +91,7 @@ class EngineView:
         token_budget: most tokens of a step.
         host_free: free blocks on the host.
         history: output lengths of requests that finished, the oldest first.
-        last: seconds, prefill tokens and decode tokens of the step before.
+        finished: requests that ever finished.
         interrupted: the decision comes in the middle of a step, which now pauses.
         oracle: true lengths, for policies that are marked `oracle`; else None.
     """
@@ -107,6 +107,7 @@ class EngineView:
     token_budget: int
     host_free: int
     history: I32
+    finished: int
     interrupted: bool
     oracle: Oracle | None
 
@@ -192,6 +193,9 @@ class CompiledPolicy(Protocol):
 
     def prepare(self, state: State, spec: EngineSpec, seed: int) -> None:
         """A new run begins on these arrays."""
+
+    def fill(self, state: State) -> None:
+        """Fill the step at hand, for an engine that runs its steps elsewhere."""
 
     def advance(self, state: State, until_s: float) -> int:
         """Run the engine until all is done, the clock passes `until_s` or a log is full (codes of state.py)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dispatchgym.envs.llm.batching import BatchingRule, run
+from dispatchgym.envs.llm.batching import BatchingRule, RulePolicy
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.engine import Engine
 from dispatchgym.envs.llm.policy import CompiledPolicy, EngineSpec, Policy
@@ -13,24 +13,6 @@ from dispatchgym.envs.llm.record import Record, Requests, Steps, TokenLog
 from dispatchgym.envs.llm.setup import fresh_state, with_more_log
 from dispatchgym.envs.llm.state import LOG_FULL, State, gap_edges_s
 from dispatchgym.envs.llm.workload import Workload
-
-
-class FirstCome:
-    """What an engine does by itself: first come, first served, under a rule of the batching family."""
-
-    name = "fcfs"
-    oracle = False
-
-    def __init__(self, rule: BatchingRule | None = None) -> None:
-        self.rule = rule or BatchingRule()
-        self._packed = self.rule.packed()
-
-    def prepare(self, state: State, spec: EngineSpec, seed: int) -> None:
-        """Nothing to prepare."""
-
-    def advance(self, state: State, until_s: float) -> int:
-        """Run by the rule."""
-        return run(state, self._packed, until_s)
 
 
 def simulate(
@@ -59,7 +41,7 @@ def simulate(
     """
     config = engine or EngineConfig()
     times = load_profile(profile) if isinstance(profile, str) else profile
-    policy = FirstCome() if policy is None else policy
+    policy = RulePolicy("fcfs", BatchingRule()) if policy is None else policy
     state = fresh_state(workload, config, times, seed, steps=steps, tokens=tokens)
     spec = EngineSpec(config, times, int(state.eng["kv_blocks"][0]), workload.slo_kind)
     if isinstance(policy, CompiledPolicy):

@@ -1,1 +1,1 @@
-"""Schedulers of an LLM engine, one file each."""
+"""Schedulers of an LLM engine, one file each; `SCHEDULERS` knows them by the names of the command line."""

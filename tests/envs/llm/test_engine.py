@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispatchgym.envs.api import InvalidPlanError
+from dispatchgym.envs.llm.batching import BatchingRule, RulePolicy
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.engine import Engine
 from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Pin, Plan
 from dispatchgym.envs.llm.record import DROPPED, FINISHED, REJECTED
 from dispatchgym.envs.llm.setup import fresh_state
-from dispatchgym.envs.llm.simulate import FirstCome, record_of, simulate
+from dispatchgym.envs.llm.simulate import record_of, simulate
 from dispatchgym.envs.llm.state import ENDED
 from dispatchgym.envs.llm.workload import Workload
 from tests.envs.llm.helpers import PROFILE, PlainFcfs, check_ledger, random_workload
@@ -217,7 +218,7 @@ def test_jumps_give_what_single_steps_give(seed: int, blocks: int, budget: int, 
     for jumps in (True, False):
         config = EngineConfig(kv_blocks=blocks, token_budget=budget, jumps=jumps)
         state = fresh_state(workload, config, PROFILE, 0, steps=True, tokens=True)
-        FirstCome().advance(state, np.inf)
+        RulePolicy("fcfs", BatchingRule()).advance(state, np.inf)
         records.append((state, record_of(state, workload, "", {}, decisions=0, policy_s=0.0)))
     (a, left), (b, right) = records
     for name in a.req.dtype.names or ():
