@@ -60,6 +60,26 @@ def box_plot(boxes: Iterable[Box], unit: str) -> str:
     return _svg(height, parts, "Box plot of " + ", ".join(b.label for b in rows))
 
 
+def shares_chart(rows: Sequence[tuple[str, Mapping[str, int]]], parts: Sequence[str]) -> str:
+    """A bar a row, divided as its counts are, in the order of `parts`; the first is drawn strongest."""
+    left = min(260, 22 + round(7.2 * max(len(label) for label, _ in rows)))
+    right, drawn = WIDTH - 14, []
+    for k, (label, counts) in enumerate(rows):
+        y, x, total = ROW * k + ROW / 2, float(left), max(1, sum(counts.values()))
+        drawn.append(f'<text class="label" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(label)}</text>')
+        for number, part in enumerate(parts):
+            width = (right - left) * counts.get(part, 0) / total
+            if width:
+                says = f"{label}: {part} {counts[part]} of {total}"
+                name = f'<text class="tick" x="{x + width / 2:.1f}" y="{y + 4:.1f}" text-anchor="middle">{part}</text>'
+                drawn.append(
+                    f'<g><title>{escape(says)}</title><rect class="part p{number}" x="{x:.1f}" y="{y - 8}" '
+                    f'width="{width:.1f}" height="16"/>{name if width > 24 else ""}</g>'
+                )
+            x += width
+    return _svg(ROW * len(rows), drawn, "Outcomes of " + ", ".join(label for label, _ in rows))
+
+
 @dataclass(frozen=True, slots=True)
 class Curve:
     """A solver's mean gap over time; `bound` is its mean proven bound on the same scale."""

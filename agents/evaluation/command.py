@@ -11,16 +11,16 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from dispatchgym.agents.evaluation import remarks, report, suites
-from dispatchgym.agents.evaluation.evidence import BYTES_PER_OPERATION, write_evidence
+from dispatchgym.agents.evaluation import report
+from dispatchgym.agents.evaluation.evidence import BYTES_PER_OPERATION
+from dispatchgym.agents.evaluation.family import Finished, every_family
 from dispatchgym.agents.evaluation.files import make_writable
 from dispatchgym.agents.evaluation.journal import Journal, start_over
 from dispatchgym.agents.evaluation.machine import machine
-from dispatchgym.agents.evaluation.policies import FORMS
 from dispatchgym.agents.evaluation.pool import run_items
 from dispatchgym.agents.evaluation.progress import progress
 from dispatchgym.agents.evaluation.request import Evaluation, Options, prepare
-from dispatchgym.agents.evaluation.results import Finished, conflicts, make_rows, write_results
+from dispatchgym.agents.evaluation.results import conflicts, make_rows, write_results
 from dispatchgym.agents.evaluation.summary import summarise, write_summary
 from dispatchgym.agents.evaluation.table import print_summary
 from dispatchgym.agents.evaluation.work import FAILURES
@@ -60,12 +60,12 @@ def main(argv: list[str]) -> int:
             return INTERRUPTED
         finished = [(item, journal.results[item.key]) for item in evaluation.items]
         if options.evidence:
-            write_evidence(finished, options.evidence)
+            evaluation.family.evidence(finished, options.evidence)
         return _finish(evaluation, finished, journal.sessions, folder, out, err)
 
 
 def _make_folders(out: Path, evidence: Path | None, evaluation: Evaluation) -> None:
-    operations = sum(item.problem.instance.num_ops for item in evaluation.items)
+    operations = sum(item.problem.records for item in evaluation.items)
     # Report and results come on top of the journal, and are small beside it.
     make_writable(out, 2 * operations * BYTES_PER_JOURNAL_OPERATION)
     if evidence:
@@ -128,19 +128,18 @@ def _finish(
         "versions": evaluation.settings["versions"],
         "notes": list(evaluation.notes),
     }
-    tuned, plannings, hints = remarks.tuned(finished), remarks.plannings(finished), remarks.hints(finished)
-    lines = [*remarks.cap_lines(tuned), *map(remarks.planning_line, plannings), *map(remarks.hint_line, hints)]
+    remarks = evaluation.family.remarks(finished)
     write_results(rows, folder / "results.json")
     write_summary(
         entries,
         folder / "summary.json",
         head,
         failures,
-        {"tuned": tuned, "plannings": plannings, "hints": hints, "conflicts": contradictions},
+        {**remarks.plain, "conflicts": contradictions},
     )
-    report.write_report(folder / "report.html", head, finished, rows, entries, failures, lines, contradictions)
+    report.write_report(folder / "report.html", head, finished, rows, entries, failures, remarks.lines, contradictions)
     print_summary(entries, out)
-    for _, line in lines:
+    for _, line in remarks.lines:
         out.print(line, markup=False, soft_wrap=True)
     for line in contradictions:
         err.print(f"contradiction: {line}", markup=False, soft_wrap=True)
@@ -157,11 +156,13 @@ def _failure_line(key: str, status: str, message: str) -> str:
 
 def _print_lists(console: Console) -> None:
     console.print("suites:")
-    for each in suites.SUITES.values():
-        console.print(f"  {each.name:22} {each.summary}", markup=False)
-    made = f"{suites.RANDOM_INSTANCES} random instances of any size, such as jobshop/random-10x5"
-    console.print(f"  {'jobshop/random-SIZE':22} {made}")
-    console.print("\npolicies:")
-    width = max(len(form) for form, _ in FORMS)
-    for form, meaning in FORMS:
-        console.print(f"  {form:{width}}  {meaning}", markup=False)
+    families = every_family()
+    lines = [line for f in families for line in (*((suite.name, suite.summary) for suite in f.suites()), *f.made)]
+    width = max(len(name) for name, _ in lines)
+    for name, summary in lines:
+        console.print(f"  {name:{width}}  {summary}", markup=False)
+    for family in families:
+        console.print(f"\npolicies, {family.name}:")
+        width = max(len(form) for form, _ in family.forms)
+        for form, meaning in family.forms:
+            console.print(f"  {form:{width}}  {meaning}", markup=False)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import numba
 import numpy as np
 
 from dispatchgym.agents.evaluation import tuning
+from dispatchgym.agents.evaluation.family import AnyPolicy, Kind
 from dispatchgym.agents.evaluation.problem import Problem
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.jobshop.batch import ShopConfig
@@ -19,8 +20,7 @@ from dispatchgym.envs.jobshop.schedule import Schedule, Variant
 from dispatchgym.envs.registry import Registry, unknown_name
 from dispatchgym.solvers.jobshop import rules
 
-Kind = Literal["rule", "search", "solver", "clairvoyant", "learned"]
-"""Decides step by step; tries many runs and keeps the best; optimises the whole; the same, told every shutdown."""
+P = TypeVar("P", bound=AnyPolicy)
 
 ALL_VARIANTS: frozenset[Variant] = frozenset(get_args(Variant))
 
@@ -256,7 +256,12 @@ def parse_policies(listed: str, delta: float = 0.0) -> list[Policy]:
     Raises:
         UnknownNameError, UsageError: as `parse_policy`; or an empty list.
     """
-    policies = [parse_policy(spec, delta) for spec in listed.split(",") if spec.strip()]
+    return in_list(listed, lambda spec: parse_policy(spec, delta))
+
+
+def in_list(listed: str, parse: Callable[[str], P]) -> list[P]:
+    """The policies of a comma-separated list in the order named, each once; `parse` knows one by its name."""
+    policies = [parse(spec) for spec in listed.split(",") if spec.strip()]
     if not policies:
         raise UsageError("no policy named; say --policies mwkr,lrpt or see --list")
     return list({policy.name: policy for policy in policies}.values())

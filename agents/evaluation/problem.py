@@ -54,6 +54,26 @@ class Problem:
     on_interrupt: OnInterrupt = "resume"
 
     @property
+    def family(self) -> str:
+        return "jobshop"
+
+    @property
+    def metric(self) -> str:
+        return "makespan"
+
+    @property
+    def varies(self) -> bool:
+        return self.has_shutdowns
+
+    @property
+    def setting(self) -> str:
+        return f"{self.variant} {self.shutdown_probability} {self.on_interrupt}"
+
+    @property
+    def records(self) -> int:
+        return self.instance.num_ops
+
+    @property
     def has_shutdowns(self) -> bool:
         """Whether the run differs from seed to seed even under a policy that draws nothing."""
         return self.variant == "isbjssp" and self.shutdown_probability > 0

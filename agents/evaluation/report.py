@@ -8,61 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from dispatchgym.agents.evaluation.charts import Box, Curve, Point, anytime_chart, box_plot, mean_steps
+from dispatchgym.agents.evaluation.family import Finished, Kind, of_variant, title
+from dispatchgym.agents.evaluation.measures import MEASURES
 from dispatchgym.agents.evaluation.page import count, gantt_explorer, gantt_problem, gantt_run, write_page
-from dispatchgym.agents.evaluation.policies import Kind
-from dispatchgym.agents.evaluation.problem import WORLDS
-from dispatchgym.agents.evaluation.results import Finished, Row
+from dispatchgym.agents.evaluation.results import Row
 from dispatchgym.agents.evaluation.summary import Entry
 from dispatchgym.agents.evaluation.table import MOST_COLUMNS, against, difference, interval, number, ranking, seconds
-from dispatchgym.envs.jobshop.schedule import Variant
+from dispatchgym.agents.evaluation.work import SOLVED
 
 GANTT_BYTES = 3_000_000
 """Start times in the page beyond this are left to the evidence files."""
-
-KINDS: dict[Kind, str] = {
-    "rule": "priority rule",
-    "learned": "learned rule",
-    "search": "best of many randomised runs",
-    "solver": "exact solver, stopped at its limit",
-    "clairvoyant": "solver told every shutdown beforehand",
-}
-
-NOTES = (
-    (
-        "Gap",
-        "How far a makespan lies above the reference, in percent of the reference. Negative means better than a "
-        "best-known value.",
-    ),
-    (
-        "References",
-        "<b>optimum</b>: proven, nothing is shorter. <b>best-known</b>: the best value published, not proven; the "
-        "true gap may be larger. <b>bound</b>: a proven lower bound; the true gap is smaller or equal. "
-        "<b>clairvoyant</b>: the best schedule CP-SAT found within its limit knowing every shutdown beforehand, which "
-        "no policy can; not proven unless its own row says optimal.",
-    ),
-    (
-        "IQM and intervals",
-        "The interquartile mean is the mean of the middle half, so that single odd instances do not decide. Intervals "
-        "are 95 % stratified bootstrap intervals: instances are drawn anew within their group, seeds within their "
-        "instance. No interval is shown where nothing varies.",
-    ),
-    (
-        "Difference to the base",
-        "On the same instances and the same shutdowns, problem by problem: points of the gap, or percent of the base's "
-        "makespan where there is no reference. Negative is better.",
-    ),
-    (
-        "Builder",
-        "How a rule's choices become a schedule. <b>non-delay</b> never leaves a machine idle that could start; "
-        "<b>active</b> may wait for a better job; <b>hybrid</b> lies between. It matters more than the rule, so it is "
-        "always named. <b>event</b>: the blocking shops go from event to event.",
-    ),
-    (
-        "Time",
-        "Wall and CPU time of one run, compilation and loading left out. Runs share the machine with the other workers "
-        "of this evaluation. Limits written 5d are deterministic seconds of CP-SAT: the same work on every machine.",
-    ),
-)
 
 
 def write_report(
@@ -72,37 +27,38 @@ def write_report(
     rows: Sequence[Row],
     entries: Sequence[Entry],
     failures: Sequence[Mapping[str, Any]],
-    remarks: Sequence[tuple[Variant, str]],
+    remarks: Sequence[tuple[str, str]],
     contradictions: Sequence[str],
 ) -> None:
     """Write the page; it needs nothing but itself. `remarks` are (shop, line) pairs, put below the shop's table."""
     worlds = list(dict.fromkeys(row.variant for row in rows))
     kinds: dict[str, Kind] = {each["policy"]: each["kind"] for each in head["policies"]}
+    family = of_variant(worlds[0])
     gantt = {world: _gantt_data(world, finished, rows, entries) for world in worlds}
     body = [
-        _header(head, rows),
+        _header(family.noun, head, rows),
         _alarms(failures, contradictions),
         '<div class="cards">',
         *(_card(world, entries, kinds) for world in worlds),
         "</div>",
-        _legend(kinds.values()),
+        _legend(family.kinds, kinds.values()),
         *(_world(world, finished, rows, entries, kinds, remarks, bool(gantt[world])) for world in worlds),
-        _notes(head),
+        _notes(family.notes, head),
     ]
     write_page(path, f"{head['suite']} - dispatchgym evaluation", body, gantt)
 
 
-def _header(head: Mapping[str, Any], rows: Sequence[Row]) -> str:
+def _header(noun: str, head: Mapping[str, Any], rows: Sequence[Row]) -> str:
     problems = len({(row.variant, row.group, row.instance) for row in rows})
     session = head["sessions"][-1]
     machines = dict.fromkeys(f"{s['cpu']}, {s['cores']} cores" for s in head["sessions"])
     libraries = ", ".join(f"{name} {version}" for name, version in head["versions"].items())
-    valid = sum(row.value is not None for row in rows)
+    valid = sum(row.status in SOLVED for row in rows)
     return (
         '<p class="eyebrow">dispatchgym evaluation</p>'
         f"<h1>{escape(head['suite'])}</h1>"
         f"<p>{len(head['policies'])} policies on {problems} problems, {count(head['seeds'], 'seed')}: {len(rows)} "
-        f"runs, of which {valid} gave a schedule that the independent validator accepts. Others are compared with "
+        f"runs, of which {valid} gave a {noun} that the independent validator accepts. Others are compared with "
         f"<b>{escape(head['base'])}</b>.</p>"
         f'<p class="soft">{escape(session["began"].replace("T", " ").replace("+00:00", " UTC"))} &middot; '
         f"{escape('; '.join(machines))} &middot; {escape(libraries)}</p>"
@@ -127,7 +83,7 @@ def _alarms(failures: Sequence[Mapping[str, Any]], contradictions: Sequence[str]
     return "\n".join(parts)
 
 
-def _card(world: Variant, entries: Sequence[Entry], kinds: Mapping[str, Kind]) -> str:
+def _card(world: str, entries: Sequence[Entry], kinds: Mapping[str, Kind]) -> str:
     """What a manager reads: the best policy of each kind in one shop."""
     total = sorted((e for e in entries if e.variant == world and e.group is None), key=ranking)
     lines = []
@@ -149,18 +105,18 @@ def _card(world: Variant, entries: Sequence[Entry], kinds: Mapping[str, Kind]) -
         )
     what = "mean " + against(total[0])
     return (
-        f'<div class="card"><h3><a href="#{world}">{WORLDS[world]}</a></h3><dl>{"".join(lines)}</dl>'
+        f'<div class="card"><h3><a href="#{world}">{title(world)}</a></h3><dl>{"".join(lines)}</dl>'
         f'<p class="soft">{escape(what)}</p></div>'
     )
 
 
-def _legend(kinds: Iterable[Kind]) -> str:
+def _legend(meanings: Mapping[Kind, str], kinds: Iterable[Kind]) -> str:
     present = set(kinds)
     return (
         '<div class="legend">'
         + "".join(
             f'<span class="{kind}"><span class="dotmark"></span>{meaning}</span>'
-            for kind, meaning in KINDS.items()
+            for kind, meaning in meanings.items()
             if kind in present
         )
         + "</div>"
@@ -168,22 +124,25 @@ def _legend(kinds: Iterable[Kind]) -> str:
 
 
 def _world(
-    world: Variant,
+    world: str,
     finished: Finished,
     rows: Sequence[Row],
     entries: Sequence[Entry],
     kinds: Mapping[str, Kind],
-    remarks: Sequence[tuple[Variant, str]],
+    remarks: Sequence[tuple[str, str]],
     has_gantt: bool,
 ) -> str:
     in_shop = [entry for entry in entries if entry.variant == world]
     total = sorted((e for e in in_shop if e.group is None), key=ranking)
     groups = list(dict.fromkeys(e.group for e in in_shop if e.group is not None))
-    parts = [f'<section id="{world}"><h2>{WORLDS[world]}</h2>', _total_table(total, kinds)]
+    parts = [f'<section id="{world}"><h2>{title(world)}</h2>', _total_table(total, kinds)]
     parts += [f'<p class="soft">{escape(line)}.</p>' for shop, line in remarks if shop == world]
     if len(groups) > 1:
         parts += ["<h3>Mean of each group</h3>", _group_table(in_shop, total, groups, kinds)]
-    parts += ["<h3>Spread within each group</h3>", _box_plots(world, rows, in_shop, total, groups, kinds)]
+    if figures := of_variant(world).figures(world, finished, in_shop):
+        parts.append(figures)
+    if total[0].metric != "improved_pct":  # which is all or nothing
+        parts += ["<h3>Spread within each group</h3>", _box_plots(world, rows, in_shop, total, groups, kinds)]
     if chart := _anytime(world, finished, rows, kinds):
         parts += ["<h3>What more time buys</h3>", chart]
     if has_gantt:
@@ -193,15 +152,19 @@ def _world(
 
 def _total_table(total: Sequence[Entry], kinds: Mapping[str, Kind]) -> str:
     base = next((entry.base for entry in total if entry.base), "")
+    variant = total[0].variant
+    more = of_variant(variant).columns.get(variant, ())
+    has_builder = not more
     head = "".join(
-        f'<th class="{css}">{title}</th>'
-        for title, css in (
+        f'<th class="{css}">{name}</th>'
+        for name, css in (
             ("policy", "left"),
-            ("builder", "left"),
-            ("mean gap" if total[0].metric == "gap_pct" else "mean makespan", ""),
+            *((("builder", "left"),) if has_builder else ()),
+            (MEASURES[total[0].metric].title, ""),
             ("IQM", ""),
             (f"difference to {escape(base)}" if base else "difference", ""),
             ("better&nbsp;/ same&nbsp;/ worse", ""),
+            *((name, "") for name, _ in more),
             ("proven", ""),
             ("solved", ""),
             ("decisions", ""),
@@ -215,14 +178,15 @@ def _total_table(total: Sequence[Entry], kinds: Mapping[str, Kind]) -> str:
         pair = e.paired
         body.append(
             f'<tr class="{"failed" if e.failed else ""}">{_name_cell(e.policy, kinds)}'
-            f'<td class="left">{escape(e.builder or "-")}</td>'
-            f'<td class="{"best" if e.mean is not None and e.mean == best else ""}">{number(e.mean, e.metric)}'
+            + (f'<td class="left">{escape(e.builder or "-")}</td>' if has_builder else "")
+            + f'<td class="{"best" if e.mean is not None and e.mean == best else ""}">{number(e.mean, e.metric)}'
             f'<span class="spread">{interval(e.mean_interval, e.metric)}</span></td>'
             f"<td>{number(e.interquartile_mean, e.metric)}"
             f'<span class="spread">{interval(e.interquartile_mean_interval, e.metric)}</span></td>'
             f"<td>{_difference_cell(e)}</td>"
             f"<td>{f'{pair.better} / {pair.equal} / {pair.worse}' if pair else ''}</td>"
-            f"<td>{e.proven or ''}</td><td>{e.solved}/{e.runs}</td>"
+            + "".join(f"<td>{escape(cell(e))}</td>" for _, cell in more)
+            + f"<td>{e.proven or ''}</td><td>{e.solved}/{e.runs}</td>"
             f"<td>{'' if e.decisions is None else f'{e.decisions:.0f}'}</td>"
             f"<td>{seconds(e.wall_s)}</td><td>{seconds(e.cpu_s)}</td></tr>"
         )
@@ -270,15 +234,13 @@ def _name_cell(policy: str, kinds: Mapping[str, Kind]) -> str:
 
 
 def _best_mean(entries: Iterable[Entry], kinds: Mapping[str, Kind]) -> float | None:
-    """The least mean of a policy that solved everything and was told nothing beforehand."""
-    return min(
-        (e.mean for e in entries if e.mean is not None and e.solved == e.runs and kinds[e.policy] != "clairvoyant"),
-        default=None,
-    )
+    """The best mean of a policy that solved everything and was told nothing beforehand."""
+    can = [e for e in entries if e.mean is not None and e.solved == e.runs and kinds[e.policy] != "clairvoyant"]
+    return min(can, key=ranking).mean if can else None
 
 
 def _box_plots(
-    world: Variant,
+    world: str,
     rows: Sequence[Row],
     entries: Sequence[Entry],
     total: Sequence[Entry],
@@ -288,21 +250,21 @@ def _box_plots(
     plots = []
     for group in groups:
         entry = next(e for e in entries if e.group == group)
-        is_gap = entry.metric == "gap_pct"
+        unit = MEASURES[entry.metric].unit
         boxes = []
         for policy in (each.policy for each in total):
             mine = [r for r in rows if (r.variant, r.group, r.policy) == (world, group, policy)]
-            values = [v for r in mine if (v := r.gap_pct if is_gap else r.value) is not None]
+            values = [v for r in mine if (v := r.gap_pct if entry.metric == "gap_pct" else r.value) is not None]
             boxes.append(Box(policy, kinds[policy], values))
         if any(box.values for box in boxes):
             plots.append(
-                f'<figure class="panel"><h4>{escape(group)}</h4>{box_plot(boxes, "%" if is_gap else "")}'
+                f'<figure class="panel"><h4>{escape(group)}</h4>{box_plot(boxes, unit)}'
                 f"<figcaption>{escape(against(entry))}</figcaption></figure>"
             )
     return f'<div class="plots">{"".join(plots)}</div>'
 
 
-def _anytime(world: Variant, finished: Finished, rows: Sequence[Row], kinds: Mapping[str, Kind]) -> str:
+def _anytime(world: str, finished: Finished, rows: Sequence[Row], kinds: Mapping[str, Kind]) -> str:
     """Solver curves over the problems of one shop that have a reference, beside everybody else's time and gap."""
     curves: dict[str, tuple[list[list[tuple[float, float]]], list[list[tuple[float, float]]]]] = {}
     others: dict[str, list[Row]] = {}
@@ -347,9 +309,7 @@ def _known(history: Sequence[Sequence[float | int | None]]) -> Iterable[tuple[fl
             yield t, objective, bound
 
 
-def _gantt_data(
-    world: Variant, finished: Finished, rows: Sequence[Row], entries: Sequence[Entry]
-) -> list[dict[str, Any]]:
+def _gantt_data(world: str, finished: Finished, rows: Sequence[Row], entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """The problems of a shop with their schedules of the first seed, as many as fit into the page."""
     problems: dict[tuple[str, str, str | None], dict[str, Any]] = {}
     size = 0
@@ -379,8 +339,8 @@ def _gantt_data(
     return list(problems.values())
 
 
-def _notes(head: Mapping[str, Any]) -> str:
-    said = "".join(f"<dt>{title}</dt><dd>{text}</dd>" for title, text in NOTES)
+def _notes(notes: Sequence[tuple[str, str]], head: Mapping[str, Any]) -> str:
+    said = "".join(f"<dt>{term}</dt><dd>{text}</dd>" for term, text in notes)
     asides = "".join(f"<li>{escape(note)}</li>" for note in head["notes"])
     more = f"<h3>In this run</h3><ul>{asides}</ul>" if asides else ""
     return (

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from dispatchgym.agents.evaluation.family import AnyProblem, Finished
 from dispatchgym.agents.evaluation.files import atomic_write
-from dispatchgym.agents.evaluation.problem import Problem, Reference, ReferenceKind
-from dispatchgym.agents.evaluation.work import Result, WorkItem
-from dispatchgym.envs.jobshop.schedule import Variant
+from dispatchgym.agents.evaluation.problem import Reference, ReferenceKind
+from dispatchgym.agents.evaluation.work import WorkItem
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +21,13 @@ class Row:
     suite: str
     group: str
     instance: str
-    variant: Variant
+    variant: str
     builder: str | None
     policy: str
     seed: int
     scenario: str | None
     metric: str
-    value: int | None
+    value: float | None
     reference: int | None
     reference_kind: ReferenceKind | None
     gap_pct: float | None
@@ -38,17 +39,25 @@ class Row:
     versions: Mapping[str, str | int]
 
 
-Finished = Sequence[tuple[WorkItem, Result]]
-"""Every item of an evaluation with its result, in the plan's order."""
+@dataclass(frozen=True, slots=True)
+class MeasuredRow(Row):
+    """A run of which more than its value was measured; `metrics` is the last field in results.json."""
+
+    metrics: Mapping[str, Any]
+
+
+def metrics_of(row: Row) -> Mapping[str, Any]:
+    """What was measured besides the value, by name."""
+    return row.metrics if isinstance(row, MeasuredRow) else {}
 
 
 def make_rows(finished: Finished) -> list[Row]:
     """The rows of an evaluation, gaps filled in once all results are there."""
     references = references_of(finished)
-    rows = []
+    rows: list[Row] = []
     for item, result in finished:
         problem, reference = item.problem, references.get(_shop(item))
-        rows.append(
+        given = asdict(
             Row(
                 suite=problem.suite,
                 group=problem.group,
@@ -58,7 +67,7 @@ def make_rows(finished: Finished) -> list[Row]:
                 policy=item.policy.name,
                 seed=item.seed,
                 scenario=problem.scenario_name(item.seed),
-                metric="makespan",
+                metric=problem.metric,
                 value=result.value,
                 reference=reference.value if reference else None,
                 reference_kind=reference.kind if reference else None,
@@ -71,32 +80,36 @@ def make_rows(finished: Finished) -> list[Row]:
                 versions=result.versions,
             )
         )
+        rows.append(MeasuredRow(**given, metrics=result.metrics) if result.metrics else Row(**given))
     return rows
 
 
-def gap_pct(value: int | None, reference: Reference | None) -> float | None:
+def gap_pct(value: float | None, reference: Reference | None) -> float | None:
     """How far `value` lies above the reference, in percent of the reference; None where there is none."""
     if value is None or reference is None or reference.value <= 0:
         return None
     return 100.0 * (value - reference.value) / reference.value
 
 
-def references_of(finished: Finished) -> dict[tuple[Problem, str | None], Reference]:
+def references_of(finished: Finished) -> dict[tuple[AnyProblem, str | None], Reference]:
     """Problem and shutdowns -> what gaps are measured against.
 
     In this order: the reference known beforehand; with shutdowns, the best schedule of a clairvoyant
     solver of this run; otherwise an optimum proven in this run, or its greatest proven lower bound.
     """
-    best: dict[tuple[Problem, str | None], Reference] = {}
+    # Gaps are of makespans alone.
+    best: dict[tuple[AnyProblem, str | None], Reference] = {}
     for item, result in finished:
         shop = _shop(item)
+        if item.problem.metric != "makespan":
+            continue
         if item.problem.reference is not None:
             best[shop] = item.problem.reference
-        elif item.policy.kind == "clairvoyant" and item.problem.has_shutdowns:
+        elif item.policy.kind == "clairvoyant" and item.problem.varies:
             if result.value is not None and (shop not in best or result.value < best[shop].value):
-                best[shop] = Reference(result.value, "clairvoyant")
+                best[shop] = Reference(int(result.value), "clairvoyant")
         elif result.value is not None and result.status == "optimal":
-            best[shop] = Reference(result.value, "optimum")
+            best[shop] = Reference(int(result.value), "optimum")
         elif result.bound is not None and result.bound > 0 and result.status != "invalid":
             known = best.get(shop)
             if known is None or (known.kind == "bound" and result.bound > known.value):
@@ -111,7 +124,7 @@ def conflicts(finished: Finished) -> list[str]:
     """
     found = []
     references = references_of(finished)
-    lowest: dict[tuple[Problem, str | None], tuple[int, str]] = {}
+    lowest: dict[tuple[AnyProblem, str | None], tuple[float, str]] = {}
     for item, result in finished:
         shop, reference = _shop(item), references.get(_shop(item))
         proven = reference is not None and reference.kind in ("optimum", "bound")
@@ -139,5 +152,5 @@ def write_results(rows: Iterable[Row], path: Path) -> None:
         file.write("[\n" + ",\n".join(json.dumps(asdict(row)) for row in rows) + "\n]\n")
 
 
-def _shop(item: WorkItem) -> tuple[Problem, str | None]:
+def _shop(item: WorkItem) -> tuple[AnyProblem, str | None]:
     return item.problem, item.problem.scenario_name(item.seed)

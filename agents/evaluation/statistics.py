@@ -87,7 +87,7 @@ def _draw_stratum(clusters: Sequence[F64], resamples: int, rng: np.random.Genera
 
 
 class Paired(NamedTuple):
-    """Differences to a base policy on the same instances; negative is better.
+    """Differences to a base policy on the same instances; negative is better, as makespans are.
 
     Attributes:
         problems: instances (or scenarios) that both policies solved.

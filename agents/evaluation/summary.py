@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dispatchgym.agents.evaluation.files import atomic_write
-from dispatchgym.agents.evaluation.results import Row
+from dispatchgym.agents.evaluation.measures import MEASURES
+from dispatchgym.agents.evaluation.results import Row, metrics_of
 from dispatchgym.agents.evaluation.statistics import (
     Interval,
     Paired,
@@ -19,10 +20,10 @@ from dispatchgym.agents.evaluation.statistics import (
     paired_difference,
     stratified_bootstrap,
 )
-from dispatchgym.agents.evaluation.work import FAILURES
-from dispatchgym.envs.jobshop.schedule import Variant
+from dispatchgym.agents.evaluation.work import FAILURES, SOLVED
 
-Metric = Literal["gap_pct", "makespan"]
+Metric = str
+"""A name in `measures.MEASURES`."""
 
 Strata = dict[str, dict[str, list[float]]]
 """Group -> instance -> values."""
@@ -34,8 +35,8 @@ class Entry:
 
     Args:
         group: None over all groups of the shop.
-        metric: 'gap_pct' in a group where at least half the problems have a reference, else 'makespan';
-            over all groups 'gap_pct' only if it is that in each.
+        metric: of job shops 'gap_pct' in a group where at least half the problems have a reference, else 'makespan';
+            over all groups 'gap_pct' only if it is that in each. Else the rows' own.
         reference_kinds: how many of the problems have a reference of which kind, or 'none'.
         runs: attempted; `solved` of them gave a valid schedule.
         averaged: solved runs that have the metric: what the means are over.
@@ -46,9 +47,13 @@ class Entry:
         decisions: mean over the runs that count them.
         paired: difference to the base policy on the problems both solved, in points of gap_pct, or
             in percent of the base's makespan; None for the base itself.
+        means: of the rows' other numbers, over those that have them.
+        counts: of the rows' outcomes, where they have one.
+        placed: where the rows say what was placed by priority: on how many problems that is more, as much and less
+            than the base's of the same seed.
     """
 
-    variant: Variant
+    variant: str
     group: str | None
     policy: str
     builder: str | None
@@ -69,6 +74,9 @@ class Entry:
     decisions: float | None
     base: str | None
     paired: Paired | None
+    means: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    placed: dict[str, int] = field(default_factory=dict)
 
 
 def summarise(rows: Sequence[Row], base: str, resamples: int = 2000) -> list[Entry]:
@@ -79,9 +87,9 @@ def summarise(rows: Sequence[Row], base: str, resamples: int = 2000) -> list[Ent
         by_group = {
             group: [row for row in in_shop if row.group == group] for group in _distinct(r.group for r in in_shop)
         }
-        has_gaps = {group: _has_gaps(chosen) for group, chosen in by_group.items()}
+        metrics = {group: _metric(chosen) for group, chosen in by_group.items()}
         for group, chosen in {None: in_shop, **by_group}.items():
-            metric: Metric = "gap_pct" if (all(has_gaps.values()) if group is None else has_gaps[group]) else "makespan"
+            metric = _over_all(list(metrics.values())) if group is None else metrics[group]
             entries += [
                 _entry(chosen, policy, base, group, metric, resamples) for policy in _distinct(r.policy for r in chosen)
             ]
@@ -90,7 +98,7 @@ def summarise(rows: Sequence[Row], base: str, resamples: int = 2000) -> list[Ent
 
 def _entry(rows: Sequence[Row], policy: str, base: str, group: str | None, metric: Metric, resamples: int) -> Entry:
     mine = [row for row in rows if row.policy == policy]
-    solved = [row for row in mine if row.value is not None]
+    solved = [row for row in mine if row.status in SOLVED]
     averaged = [row for row in solved if _value(row, metric) is not None]
     strata = _strata(averaged, metric)
     flat = [value for clusters in strata.values() for values in clusters.values() for value in values]
@@ -120,7 +128,31 @@ def _entry(rows: Sequence[Row], policy: str, base: str, group: str | None, metri
         decisions=float(mean(counted)) if counted else None,
         base=base if others and policy != base else None,
         paired=_paired(averaged, others, metric, resamples) if policy != base else None,
+        means=_means(solved),
+        counts=dict(Counter(metrics_of(row)["outcome"] for row in solved if "outcome" in metrics_of(row))),
+        placed=_placed(solved, others) if policy != base else {},
     )
+
+
+def _means(rows: Iterable[Row]) -> dict[str, float]:
+    """The mean of every number among the rows' metrics."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in metrics_of(row).items():
+            if isinstance(value, int | float) and value == value:
+                found.setdefault(name, []).append(float(value))
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def _placed(mine: Iterable[Row], base: Iterable[Row]) -> dict[str, int]:
+    """How often the pods placed are more, as many and fewer than the base's, compared by priority."""
+    theirs = {(r.group, r.instance, r.seed): list(metrics_of(r).get("placed", ())) for r in base}
+    counts = {"more": 0, "same": 0, "less": 0}
+    for row in mine:
+        own, other = list(metrics_of(row).get("placed", ())), theirs.get((row.group, row.instance, row.seed))
+        if own and other:
+            counts["more" if own > other else "same" if own == other else "less"] += 1
+    return counts if any(counts.values()) else {}
 
 
 def _strata(rows: Iterable[Row], metric: Metric) -> Strata:
@@ -139,11 +171,14 @@ def _paired(mine: Iterable[Row], base: Iterable[Row], metric: Metric, resamples:
     for key in sorted(a.keys() & b.keys()):
         group, instance, _ = key
         x, y = a[key], b[key]
-        if metric == "makespan":
+        if not MEASURES[metric].is_share:
             x, y = 100 * x / y, 100.0
         ours.setdefault(group, {}).setdefault(instance, []).append(x)
         theirs.setdefault(group, {}).setdefault(instance, []).append(y)
-    return paired_difference(ours, theirs, resamples=resamples)
+    found = paired_difference(ours, theirs, resamples=resamples)
+    if found is None or not MEASURES[metric].more_is_better:
+        return found
+    return found._replace(better=found.worse, worse=found.better)
 
 
 def _by_problem(rows: Iterable[Row], metric: Metric) -> dict[tuple[str, str, str], float]:
@@ -164,9 +199,16 @@ def _problem_kinds(rows: Iterable[Row]) -> dict[tuple[str, str, str], str]:
     return {(row.group, row.instance, row.scenario or ""): row.reference_kind or "none" for row in rows}
 
 
-def _has_gaps(rows: Iterable[Row]) -> bool:
+def _metric(rows: Sequence[Row]) -> Metric:
+    """Of one group: gaps instead of makespans where at least half the problems have a reference."""
     kinds = list(_problem_kinds(rows).values())
-    return 2 * kinds.count("none") <= len(kinds)
+    has_gaps = rows[0].metric == "makespan" and 2 * kinds.count("none") <= len(kinds)
+    return "gap_pct" if has_gaps else rows[0].metric
+
+
+def _over_all(metrics: Sequence[Metric]) -> Metric:
+    """Of all groups together: theirs if it is the same in all, else makespans."""
+    return metrics[0] if len(set(metrics)) == 1 else "makespan"
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

@@ -9,7 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dispatchgym.agents.evaluation.problem import WORLDS
+from dispatchgym.agents.evaluation.family import of_variant, title
+from dispatchgym.agents.evaluation.measures import MEASURES
 from dispatchgym.agents.evaluation.statistics import Interval
 from dispatchgym.agents.evaluation.summary import Entry, Metric
 
@@ -24,28 +25,28 @@ MOST_COLUMNS = 10
 
 
 def print_summary(entries: Sequence[Entry], console: Console) -> None:
-    """One table a shop: every policy over all groups, then the mean of each group."""
+    """One table a world: every policy over all groups, then the mean of each group."""
     for variant in dict.fromkeys(entry.variant for entry in entries):
         in_shop = [entry for entry in entries if entry.variant == variant]
         total = sorted((e for e in in_shop if e.group is None), key=ranking)
         groups = list(dict.fromkeys(e.group for e in in_shop if e.group is not None))
         builders = dict.fromkeys(entry.builder for entry in total if entry.builder)
         named = f" ({', '.join(builders)})" if len(builders) == 1 else ""
-        _print(f"{WORLDS[variant]}{named}: {against(total[0])}", _total_table(total, builders, console), console)
+        _print(f"{title(variant)}{named}: {against(total[0])}", _total_table(total, builders, console), console)
         if len(groups) > 1:
             _print_groups(in_shop, total, groups, console)
 
 
 def ranking(entry: Entry) -> tuple[bool, float]:
     """Sorts the best first; a policy that left problems unsolved comes behind those that did not."""
-    return entry.solved < entry.runs, float("inf") if entry.mean is None else entry.mean
+    return entry.solved < entry.runs, float("inf") if entry.mean is None else MEASURES[entry.metric].better(entry.mean)
 
 
 def against(entry: Entry) -> str:
     """What the numbers of an entry are measured against: 'optimum', or '7 best-known, 33 optimum'."""
     kinds = entry.reference_kinds
-    if entry.metric == "makespan":
-        return "makespan, no reference"
+    if entry.metric != "gap_pct":
+        return "makespan, no reference" if entry.metric == "makespan" else MEASURES[entry.metric].title
     if len(kinds) == 1:
         return f"gap to {next(iter(kinds))}"
     return (
@@ -56,10 +57,12 @@ def against(entry: Entry) -> str:
 
 
 def number(value: float | None, metric: Metric) -> str:
-    """A gap in percent with one decimal, or a makespan; '-' for none."""
+    """A share in percent with one decimal (two where tenths of a point count), or a makespan; '-' for none."""
     if value is None:
         return "-"
-    return f"{value:.1f}%" if metric == "gap_pct" else f"{value:.0f}" if value >= 1000 else f"{value:.1f}"
+    if MEASURES[metric].is_share:
+        return f"{value:.2f}%" if "allocation" in metric else f"{value:.1f}%"
+    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}"
 
 
 def interval(ends: Interval | None, metric: Metric) -> str:
@@ -71,7 +74,7 @@ def difference(entry: Entry, has_interval: bool = True) -> str:
     """Paired difference to the base policy with its interval: points of the gap, or percent of the base's makespan."""
     if entry.paired is None:
         return "base" if entry.base is None else "-"
-    unit = "" if entry.metric == "gap_pct" else "%"
+    unit = "" if MEASURES[entry.metric].is_share else "%"
     ends = entry.paired.interval
     spread = f" [{ends.low:+.1f}, {ends.high:+.1f}]" if ends and has_interval else ""
     return f"{entry.paired.mean:+.1f}{unit}{spread}"
@@ -92,7 +95,7 @@ def _print(title: str, table: Table, console: Console) -> None:
 
 def _total_table(total: Sequence[Entry], builders: Collection[str], console: Console) -> Table:
     base = next((entry.base for entry in total if entry.base), "")
-    unit = "points" if total[0].metric == "gap_pct" else "percent"
+    unit = "points" if MEASURES[total[0].metric].is_share else "percent"
     is_wide = console.width >= WIDE
     table = _table(console)
     columns: dict[str, Callable[[Entry], str]] = {"policy": lambda e: e.policy}
@@ -103,16 +106,17 @@ def _total_table(total: Sequence[Entry], builders: Collection[str], console: Con
     if is_wide:
         columns["IQM"] = lambda e: number(e.interquartile_mean, e.metric)
     columns[f"to {base}, {unit}" if is_wide else "diff"] = lambda e: difference(e, has_interval=is_wide)
+    columns |= dict(of_variant(total[0].variant).columns.get(total[0].variant, ()) if is_wide else ())
     if any(entry.proven for entry in total):
         columns["proven"] = lambda e: str(e.proven or "")
     columns["solved"] = lambda e: f"{e.solved}/{e.runs}"
     columns["wall"] = lambda e: seconds(e.wall_s)
     if is_wide:
         columns["CPU"] = lambda e: seconds(e.cpu_s)
-    for title in columns:
-        is_name = title in ("policy", "builder")
+    for head in columns:
+        is_name = head in ("policy", "builder")
         # On a narrow terminal a long name folds; a number never loses a digit.
-        table.add_column(title, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold")
+        table.add_column(head, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold")
     for e in total:
         table.add_row(*(cell(e) for cell in columns.values()))
     return table
@@ -124,7 +128,7 @@ def _print_groups(entries: Sequence[Entry], total: Sequence[Entry], groups: Sequ
     policies = [entry.policy for entry in total]
     is_upright = len(groups) <= MOST_COLUMNS
     rows, columns = (policies, groups) if is_upright else (groups, policies)
-    title = f"{WORLDS[total[0].variant]}: mean of each group"
+    heading = f"{title(total[0].variant)}: mean of each group"
     first_width = max(map(len, rows))
     while columns:
         ends = list(accumulate((GAP + max(len(column), 8) for column in columns), initial=first_width))[1:]
@@ -136,7 +140,7 @@ def _print_groups(entries: Sequence[Entry], total: Sequence[Entry], groups: Sequ
         for row in rows:
             pairs = ((row, column) if is_upright else (column, row) for column in columns[:count])
             table.add_row(row, *(cells.get(pair, "-") for pair in pairs))
-        _print(title, table, console)
+        _print(heading, table, console)
         columns = columns[count:]
 
 

@@ -6,18 +6,16 @@ import platform
 import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 import dispatchgym
-from dispatchgym.agents.evaluation.policies import Answer, Policy
-from dispatchgym.agents.evaluation.problem import Problem, derived_seed
-from dispatchgym.envs.api import DispatchGymError, InvalidScheduleError, UsageError
-from dispatchgym.envs.jobshop.instance import Instance
-from dispatchgym.envs.jobshop.scenario import Scenario
-from dispatchgym.envs.jobshop.schedule import Schedule, Variant, validate
+from dispatchgym.agents.evaluation.family import AnyPolicy, AnyProblem, family_of
+from dispatchgym.agents.evaluation.problem import derived_seed
+from dispatchgym.envs.api import DispatchGymError, UsageError
+from dispatchgym.envs.jobshop.schedule import Schedule
 
 FAILURES = frozenset(("invalid", "failed", "crashed"))
 """Statuses that make the command fail: a broken schedule, an episode or program that broke off, a dead process."""
@@ -25,15 +23,13 @@ FAILURES = frozenset(("invalid", "failed", "crashed"))
 SOLVED = frozenset(("ok", "optimal", "feasible"))
 """Statuses with a schedule."""
 
-TINY = Instance.from_routes("warm-up", [[(0, 1), (1, 2)], [(1, 2), (0, 1)]])
-
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
     """What one worker does at a time."""
 
-    problem: Problem
-    policy: Policy
+    problem: AnyProblem
+    policy: AnyPolicy
     seed: int
 
     @property
@@ -51,15 +47,18 @@ class Result:
     Args:
         key: of the work item.
         status: 'ok', a solver's status, or one of FAILURES.
-        value: makespan of a valid schedule, else None.
+        value: the problem's metric for a valid schedule, else None (and where it has no meaning).
         message: why it failed.
         wall_s, cpu_s: of the run alone; CPU time counts every thread of the worker.
-        operations: start, end and leave of every operation, in the instance's flat order.
+        operations: job shop: start, end and leave of every operation, in the instance's flat order.
+        metrics: packing: everything that was measured, by name.
+        events: packing: what happened, as rows of time, kind, pod, node, slots, cause.
+        hosts: packing: pod, node of all that runs in the end.
     """
 
     key: str
     status: str
-    value: int | None = None
+    value: float | None = None
     message: str = ""
     decisions: int | None = None
     bound: int | None = None
@@ -69,6 +68,9 @@ class Result:
     notes: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Sequence[float | int | None]] = ()
     operations: Sequence[Sequence[int]] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    events: Sequence[Sequence[int]] = field(default_factory=list)
+    hosts: Sequence[Sequence[int]] = field(default_factory=list)
 
     @property
     def schedule(self) -> Schedule | None:
@@ -76,10 +78,10 @@ class Result:
         return Schedule(*(np.array(times, np.int64) for times in self.operations)) if self.operations else None
 
 
-def plan(problems: Iterable[Problem], policies: Sequence[Policy], seeds: int) -> list[WorkItem]:
+def plan(problems: Iterable[AnyProblem], policies: Sequence[AnyPolicy], seeds: int) -> list[WorkItem]:
     """Every work item, in a fixed order.
 
-    Where neither the policy draws nor a machine breaks down, all seeds would give the same
+    Where neither the policy nor the problem draws anything, all seeds would give the same
     schedule: one run stands for them, and no interval gets narrower by repetition.
     """
     return [
@@ -87,17 +89,17 @@ def plan(problems: Iterable[Problem], policies: Sequence[Policy], seeds: int) ->
         for problem in problems
         for policy in policies
         if problem.variant in policy.variants
-        for seed in range(seeds if policy.is_random or problem.has_shutdowns else 1)
+        for seed in range(seeds if policy.is_random or problem.varies else 1)
     ]
 
 
-def check_policies(problems: Sequence[Problem], policies: Sequence[Policy]) -> list[str]:
+def check_policies(problems: Sequence[AnyProblem], policies: Sequence[AnyPolicy]) -> list[str]:
     """Notes on policies that run in some of the shops only.
 
     Raises:
         UsageError: a policy runs in none of them.
     """
-    shops: dict[Variant, int] = {}
+    shops: dict[str, int] = {}
     for problem in problems:
         shops[problem.variant] = shops.get(problem.variant, 0) + 1
     notes = []
@@ -132,38 +134,15 @@ def execute(item: WorkItem) -> Result:
         # An evaluation of thousands of runs must outlive a bug in one policy; the traceback is kept and shown.
         return Result(item.key, "failed", message=traceback.format_exc(), versions=versions)
     timed = Result(item.key, answer.status, wall_s=wall, cpu_s=cpu, versions=versions, notes=answer.notes)
-    return _judged(timed, item, answer, scenario)
+    return family_of(item.problem).judge(timed, item.problem, answer, scenario)
 
 
-def _judged(timed: Result, item: WorkItem, answer: Answer, scenario: Scenario | None) -> Result:
-    """`timed` with the answer filled in, or marked invalid."""
-    schedule = answer.schedule
-    if schedule is None:
-        if answer.status in SOLVED:
-            return replace(timed, status="invalid", message=f"status {answer.status!r} without a schedule")
-        return replace(timed, bound=answer.bound, history=answer.history)
-    try:
-        validate(schedule, item.problem.instance, item.problem.variant, scenario)
-        if answer.bound is not None and answer.bound > schedule.makespan:
-            raise InvalidScheduleError(f"its makespan {schedule.makespan} is below the claimed bound {answer.bound}")
-    except DispatchGymError as error:
-        return replace(timed, status="invalid", message=str(error))
-    return replace(
-        timed,
-        value=schedule.makespan,
-        decisions=answer.decisions,
-        bound=answer.bound,
-        history=answer.history,
-        operations=tuple(times.tolist() for times in (schedule.start, schedule.end, schedule.leave)),
-    )
+_warm: set[tuple[str, str]] = set()
 
 
-_warm: set[tuple[str, Variant]] = set()
-
-
-def _warm_up(policy: Policy, problem: Problem) -> None:
-    """Run the policy once on a two-job shop, so that compiling and importing count in nobody's time."""
+def _warm_up(policy: AnyPolicy, problem: AnyProblem) -> None:
+    """Run the policy once on a tiny problem, so that compiling and importing count in nobody's time."""
     if (policy.name, problem.variant) not in _warm:
-        tiny = replace(problem, instance=TINY)
+        tiny = family_of(problem).tiny(problem)
         policy.prepare(tiny)(tiny.scenario(0), 0)
         _warm.add((policy.name, problem.variant))

@@ -34,6 +34,15 @@ SEEDS = tuple(range(42, 52))
 RATIO = 1.3
 """Arrived GPU demand over the cluster's GPUs, of the published runs."""
 
+LIFETIMES_SHARE = 0.1
+"""Of the cluster's nodes, where pods leave: the list would not fill all of them."""
+
+LIFETIMES_SKIPPED = 0.1
+"""Of the pods, where pods leave: the first created, spread over the months before all others."""
+
+LIFETIMES_LOAD = 1.2
+"""GPUs asked for at a time over GPUs, where pods leave."""
+
 MAX_PODS = 1001
 """Pods of a node in the published runs."""
 
@@ -49,24 +58,26 @@ def data_folder() -> Path:
     if not named or not folder.is_dir():
         raise UsageError(
             f"DISPATCHGYM_DATA is {named!r}; it must name a folder with the openb lists under kubernetes/. "
-            "Without the data, use the synthetic twin: dispatchgym.envs.packing.twin"
+            "Without the data, use the synthetic twin: suites packing/openb-twin, packing/twin-lifetimes"
         )
     return folder
 
 
 def read_nodes(file: Path, max_pods: int = MAX_PODS) -> Nodes:
-    """The nodes of a list with columns sn, cpu_milli, memory_mib, gpu, model.
+    """The nodes of a list with columns sn, cpu_milli, memory_mib; optionally gpu, model.
 
     Raises:
         InvalidInstanceError: naming the file and the line.
     """
-    columns = _columns(file, {"sn": str, "cpu_milli": int, "memory_mib": int, "gpu": int, "model": str})
-    gpus = np.array(columns["gpu"], np.int32)
+    columns = _columns(file, {"sn": str, "cpu_milli": int, "memory_mib": int}, {"gpu": int, "model": str})
+    count = len(columns["sn"])
+    gpus = np.array(columns["gpu"] or [0] * count, np.int32)
+    models = columns["model"] or [""] * count
     return Nodes(
         np.column_stack([columns["cpu_milli"], columns["memory_mib"]]),
         max_pods=np.full(len(gpus), max_pods, np.int32),
         gpus=gpus,
-        models=tuple(model if count else "" for model, count in zip(columns["model"], gpus, strict=True)),
+        models=tuple(model if has else "" for model, has in zip(models, gpus, strict=True)),
         names=tuple(columns["sn"]),
     )
 
@@ -74,16 +85,17 @@ def read_nodes(file: Path, max_pods: int = MAX_PODS) -> Nodes:
 def read_pods(file: Path) -> tuple[Pods, tuple[Workload, ...]]:
     """The pods of a list in the order of the file, all arriving at time 0, with lifetimes where the list has them.
 
-    Columns: name, cpu_milli, memory_mib, num_gpu, gpu_milli; optionally gpu_spec, creation_time, deletion_time.
+    Columns: name, cpu_milli, memory_mib; optionally num_gpu and gpu_milli, gpu_spec, priority, creation_time and
+    deletion_time.
     A workload is a set of allowed GPU models.
 
     Raises:
         InvalidInstanceError: naming the file and the line.
     """
-    whole = dict.fromkeys(("cpu_milli", "memory_mib", "num_gpu", "gpu_milli"), int)
-    columns = _columns(file, {"name": str, **whole}, {"gpu_spec": str, "creation_time": int, "deletion_time": int})
-    gpus = np.array(columns["num_gpu"], np.int32)
-    n = len(gpus)
+    whole = dict.fromkeys(("num_gpu", "gpu_milli", "priority", "creation_time", "deletion_time"), int)
+    columns = _columns(file, {"name": str, "cpu_milli": int, "memory_mib": int}, {**whole, "gpu_spec": str})
+    n = len(columns["name"])
+    gpus = np.array(columns["num_gpu"] or [0] * n, np.int32)
     models = [tuple(m for m in spec.split("|") if m) for spec in columns["gpu_spec"] or [""] * n]
     known = sorted({(), *models})
     lifetime = np.zeros(0, np.int64)
@@ -92,7 +104,8 @@ def read_pods(file: Path) -> tuple[Pods, tuple[Workload, ...]]:
     pods = Pods(
         np.column_stack([columns["cpu_milli"], columns["memory_mib"]]),
         gpus=gpus,
-        gpu_milli=np.where(gpus > 0, columns["gpu_milli"], 0).astype(np.int32),
+        priority=np.array(columns["priority"], np.int32),
+        gpu_milli=np.where(gpus > 0, columns["gpu_milli"] or WHOLE_GPU, 0).astype(np.int32),
         workload=np.array([known.index(m) for m in models], np.int32),
         lifetime=lifetime,
         names=tuple(columns["name"]),
@@ -101,8 +114,9 @@ def read_pods(file: Path) -> tuple[Pods, tuple[Workload, ...]]:
 
 
 def creation_times(file: Path) -> npt.NDArray[np.int64]:
-    """When the pods of a list were created, seconds since the first, in the order of the file."""
-    times = np.array(_columns(file, {"creation_time": int})["creation_time"], np.int64)
+    """When the pods of a list were created, seconds since the first, in the order of the file; else all 0."""
+    columns = _columns(file, {"name": str}, {"creation_time": int})
+    times = np.array(columns["creation_time"] or [0] * len(columns["name"]), np.int64)
     since: npt.NDArray[np.int64] = times - times.min()
     return since
 
@@ -174,6 +188,69 @@ def arrivals(
     )
     mixed = nodes.take(rng.permutation(len(nodes)).tolist())
     return PackingInstance(name, mixed, arriving, workloads, typical=Typical.of(pods, workloads))
+
+
+def over_time(
+    nodes: Nodes,
+    pods: Pods,
+    workloads: tuple[Workload, ...],
+    created: npt.NDArray[np.int64],
+    seed: int,
+    share: float = LIFETIMES_SHARE,
+    load: float = LIFETIMES_LOAD,
+    name: str = "openb-lifetimes",
+) -> PackingInstance:
+    """The pods of a list in order of creation, with their lifetimes, on a random `share` of the nodes.
+
+    The published list asks for 0.3 % of its cluster on average, so the time between arrivals is shortened by one
+    factor: such that, while pods arrive, those that have and would not have left ask for `load` times the GPUs there
+    are, on average. Lifetimes are kept. What fits nowhere waits. The first tenth of the pods is left out. Typical
+    pods are those of the list.
+
+    Raises:
+        UsageError: a share or a load that cannot be.
+    """
+    if not 0 < share <= 1 or not load > 0:
+        raise UsageError(f"share {share} must be above 0 and at most 1, and load {load} above 0")
+    rng = np.random.default_rng(seed)
+    some = rng.permutation(len(nodes))[: max(1, round(share * len(nodes)))]
+    chosen = nodes.take(some.tolist())
+    order = np.argsort(created, kind="stable")[int(LIFETIMES_SKIPPED * len(pods)) :]
+    times, life = created[order].astype(np.float64), pods.lifetime[order].astype(np.float64)
+    times -= times[0]
+    gpus = (pods.gpus.astype(np.int64) * pods.gpu_milli)[order] / WHOLE_GPU
+    wanted, span = load * float(chosen.gpus.sum()), max(1.0, float(times[-1]))
+
+    def asked(shorter: float) -> float:
+        end = span / shorter
+        return float((gpus * np.minimum(life, end - times / shorter)).sum()) / end
+
+    low, high = 1.0, span
+    if asked(high) < wanted:
+        raise UsageError(
+            f"the list asks for {asked(high):.0f} GPUs at most, not for {wanted:.0f}; take a smaller share"
+        )
+    while high / low > 1.001:
+        middle = float(np.sqrt(low * high))
+        low, high = (middle, high) if asked(middle) < wanted else (low, middle)
+    arriving = pods.take(order.tolist(), arrival=np.round(times / high).astype(np.int64))
+    return PackingInstance(name, chosen, arriving, workloads, typical=Typical.of(pods, workloads))
+
+
+def load_over_time(workload: str = "default", seed: int = 42) -> PackingInstance:
+    """`over_time` on the published lists.
+
+    Raises:
+        UnknownNameError: no such list. UsageError: the data are not there.
+    """
+    if workload not in WORKLOADS:
+        raise unknown_name("openb workload", workload, WORKLOADS)
+    folder = data_folder()
+    file = folder / f"openb_pod_list_{workload}.csv"
+    pods, workloads = read_pods(file)
+    nodes = read_nodes(folder / "openb_node_list_gpu_node.csv")
+    name = f"openb-lifetimes-{workload}-seed{seed}"
+    return over_time(nodes, pods, workloads, creation_times(file), seed, name=name)
 
 
 def allocation_curve(instance: PackingInstance, log: Log, arrived_pct: Sequence[int]) -> list[float]:

@@ -162,6 +162,13 @@ def _bound(
     return np.where(is_bound, rng.integers(1, BOUND_WORKLOADS, len(gpus), endpoint=True), 0), tuple(workloads)
 
 
+def creation_times(seed: int, count: int) -> npt.NDArray[np.int64]:
+    """When `count` pods were created, seconds since the first: a Poisson process, one in six minutes as published."""
+    gaps = np.random.default_rng([seed, count]).exponential(350.0, count)
+    gaps[0] = 0.0
+    return np.round(np.cumsum(gaps)).astype(np.int64)
+
+
 def load(seed: int = 0, ratio: float = openb.RATIO, scale: float = 1.0, mix: Mix = AS_PUBLISHED) -> PackingInstance:
     """A twin under the arrival protocol of the published experiment; see `openb.arrivals`."""
     listed, workloads = pods(seed, scale, mix)

@@ -96,6 +96,7 @@ def solve(
     deterministic_limit: float | None = None,
     workers: int = 1,
     seed: int = 0,
+    hint: Hosts | None = None,
     gone: frozenset[int] = frozenset(),
 ) -> Solution:
     """The best placement found from the one that runs now.
@@ -107,11 +108,12 @@ def solve(
         time_limit: wall seconds, building the model included; None for no such limit.
         deterministic_limit: the solver's own seconds of work; None for no such limit.
         workers: search threads.
+        hint: a placement to begin with instead of `now`, if it places more; moves are still counted from `now`.
         gone: pods that are not there: departed, or not arrived.
 
     Raises:
         UnknownNameError, UsageError: an impossible method, limit, worker count or seed; GPUs or topology spread.
-        InvalidScheduleError: `now` breaks a capacity or a filter.
+        InvalidScheduleError: `now` or the hint breaks a capacity or a filter.
         KeyboardInterrupt: when the stage at hand ends.
     """
     clock, cpu = time.perf_counter(), time.process_time()
@@ -124,6 +126,12 @@ def solve(
         raise UsageError(f"pod {min(gone & now.keys())} runs and is said to be gone; leave it out of one of them")
     deadline = math.inf if time_limit is None else clock + time_limit
     search = _Search(instance, now, gone, deadline, workers, seed)
+    if hint is not None:
+        check_hosts(instance, hint)
+        if gone & hint.keys():
+            raise UsageError(f"pod {min(gone & hint.keys())} is in the hint and is said to be gone")
+        if placed_by_priority(instance, hint) > placed_by_priority(instance, now):
+            search.best = dict(sorted(hint.items()))
     wall = max(0.0, deadline - time.perf_counter())
     limits = _Limits(wall, math.inf if deterministic_limit is None else deterministic_limit)
     if method == "tiers":

@@ -1,0 +1,36 @@
+"""What the value of a run can be: its name, its unit, and which way is better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How a value is compared and shown.
+
+    Args:
+        title: a column's head.
+        unit: behind a number: '%' or ''.
+        is_share: differences are points; otherwise they are per cent of the base's value.
+        more_is_better: the highest wins.
+    """
+
+    title: str
+    unit: str = "%"
+    is_share: bool = True
+    more_is_better: bool = False
+
+    def better(self, value: float) -> float:
+        """A number that is the lower the better."""
+        return -value if self.more_is_better else value
+
+
+MEASURES = {
+    "gap_pct": Measure("mean gap"),
+    "makespan": Measure("mean makespan", "", is_share=False),
+    "improved_pct": Measure("improved on default", more_is_better=True),
+    "gpu_allocation_pct": Measure("GPU allocation", more_is_better=True),
+    "mean_gpu_allocation_pct": Measure("mean GPU allocation", more_is_better=True),
+}
+"""By the names that results.json and summary.json use."""

@@ -1,0 +1,1 @@
+"""Packing as a family of problems: its suites, policies, judge and evidence."""
