@@ -150,9 +150,10 @@ class Extender:
 
 def priorities(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """0 to 10 a node: 10 for the best one alone (the first of equals), 0 to 9 for the others by their scores."""
-    low, high = float(scores.min()), float(scores.max())
+    low, high = scores.min() / 2.0, scores.max() / 2.0  # halves: the range of two finite numbers may not be finite
     if high > low:
-        scaled = np.floor((MOST_PRIORITY - 1) * ((scores - low) / (high - low))).astype(np.int64)
+        share = ((scores / 2.0 - low) / (high - low)).clip(0.0, 1.0)
+        scaled = np.floor((MOST_PRIORITY - 1) * share).astype(np.int64)
     else:
         scaled = np.full(len(scores), MOST_PRIORITY - 1, np.int64)
     scaled[int(np.argmax(scores))] = MOST_PRIORITY
