@@ -9,7 +9,8 @@ from pathlib import Path
 
 from dispatchgym.agents import bundle as bundles
 from dispatchgym.agents.bundle import Bundle
-from dispatchgym.agents.evaluation.policies import Answer, Kind, Run, number
+from dispatchgym.agents.evaluation.family import Kind
+from dispatchgym.agents.evaluation.policies import Answer, Run, number
 from dispatchgym.agents.evaluation.problem import Problem
 from dispatchgym.agents.greedy_run import play_greedily
 from dispatchgym.agents.lookahead import DEFAULT_WEIGHT, require_columns

@@ -6,8 +6,8 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
+from dispatchgym.agents.evaluation.family import Finished
 from dispatchgym.agents.evaluation.files import atomic_write
-from dispatchgym.agents.evaluation.results import Finished
 from dispatchgym.envs.jobshop.instance import Instance
 
 BYTES_PER_OPERATION = 90

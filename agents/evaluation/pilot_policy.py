@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dispatchgym.agents.evaluation.policies import Answer, Kind, RulePolicy, Run, parse_rule, shop_config
+from dispatchgym.agents.evaluation.family import Kind
+from dispatchgym.agents.evaluation.policies import Answer, RulePolicy, Run, parse_rule, shop_config
 from dispatchgym.agents.evaluation.problem import Problem
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.jobshop.scenario import Scenario

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dispatchgym.agents.evaluation.results import Finished
+from dispatchgym.agents.evaluation.family import Finished
 from dispatchgym.agents.evaluation.statistics import mean
 from dispatchgym.agents.evaluation.table import seconds
 from dispatchgym.envs.jobshop.schedule import Variant

@@ -333,9 +333,9 @@ def _gantt_data(world: str, finished: Finished, rows: Sequence[Row], entries: Se
             size += 9 * problem.instance.num_ops
         start, end, _ = result.operations
         problems[key]["runs"][row.policy] = gantt_run(
-            row.value, row.gap_pct, row.reference_kind, start, end if problem.has_shutdowns else None
+            row.value, row.gap_pct, row.reference_kind, start, end if problem.varies else None
         )
-        size += (10 if problem.has_shutdowns else 5) * problem.instance.num_ops
+        size += (10 if problem.varies else 5) * problem.instance.num_ops
     return list(problems.values())
 
 

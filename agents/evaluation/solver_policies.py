@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 
+from dispatchgym.agents.evaluation.family import Kind
 from dispatchgym.agents.evaluation.policies import (
     ALL_VARIANTS,
     Answer,
-    Kind,
     Policy,
     RulePolicy,
     Run,

@@ -86,9 +86,13 @@ def of_plain(content: dict[str, Any]) -> PackingInstance:
             given["resources"] = tuple(content["resources"])
         if "typical" in content:
             one = content["typical"]
-            columns = (np.array(one[key], np.int64) for key in ("cpu", "gpus", "gpu_milli"))
-            models = tuple(tuple(models) for models in one["models"])
-            given["typical"] = Typical(*columns, models, np.array(one["share"], np.float64))
+            given["typical"] = Typical(
+                cpu=np.array(one["cpu"], np.int64),
+                gpus=np.array(one["gpus"], np.int32),
+                gpu_milli=np.array(one["gpu_milli"], np.int32),
+                models=tuple(tuple(models) for models in one["models"]),
+                share=np.array(one["share"], np.float64),
+            )
         return PackingInstance(content.get("instance", "cluster"), Nodes(**nodes), Pods(**pods), **given)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InvalidInstanceError):

@@ -50,7 +50,7 @@ class Board(NamedTuple):
     host: I64  # (pods,)
     free: I64  # (nodes, resources)
     room: I64  # (nodes,): pods that may come
-    count: I64  # (tiers,): placed pods
+    placed: I64  # (tiers,): pods that run
     failures: F64  # (pods,): rounds since the pod could last be placed, fading
     draws: I64  # (1,): state of the random stream
     nodes: I64  # (nodes,): scratch, the round's nodes
@@ -173,9 +173,9 @@ def play_round(board: Board, p: int) -> bool:
     put(board, p, first)
     board.pool[q], board.before[q] = p, -1
     if relieve(board, k, q + 1):
-        board.count[board.tier[p]] += 1
+        board.placed[board.tier[p]] += 1
         if victim >= 0:
-            board.count[board.tier[victim]] -= 1
+            board.placed[board.tier[victim]] -= 1
             board.failures[victim] = 0.0
         return True
     for i in range(q + 1):

@@ -106,14 +106,14 @@ def repair(
 
 def _value(board: Board) -> tuple[int, ...]:
     """Placed pods, highest priority first."""
-    return tuple(board.count[::-1].tolist())
+    return tuple(board.placed[::-1].tolist())
 
 
 def _board(instance: PackingInstance, now: Hosts, gone: frozenset[int], seed: int) -> Board:
     pods, nodes, problem = instance.pods, instance.nodes, filters(instance)
     count, room = len(pods), nodes.max_pods.astype(np.int64)
     host = np.full(count, -1, np.int64)
-    free = nodes.capacity.copy()
+    free = np.array(nodes.capacity, np.int64)
     for p, n in now.items():
         host[p] = n
         free[n] -= pods.request[p]
@@ -133,7 +133,7 @@ def _board(instance: PackingInstance, now: Hosts, gone: frozenset[int], seed: in
         host=host,
         free=free,
         room=room,
-        count=np.bincount(tier[host >= 0], minlength=len(instance.tiers)).astype(np.int64),
+        placed=np.bincount(tier[host >= 0], minlength=len(instance.tiers)).astype(np.int64),
         failures=np.zeros(count),
         draws=np.array([seed], np.int64),
         nodes=np.zeros(len(nodes), np.int64),
@@ -148,5 +148,4 @@ def _board(instance: PackingInstance, now: Hosts, gone: frozenset[int], seed: in
 def _under_anti_affinity(problem: Problem) -> np.ndarray:
     """Workloads that have an anti-affinity term or are kept away by one, bool (workloads,)."""
     terms = int(problem.size[0]["num_anti"])
-    under: np.ndarray = (problem.anti_owner[0, :terms] | problem.anti_match[0, :terms]).any(axis=0)
-    return under
+    return np.asarray((problem.anti_owner[0, :terms] | problem.anti_match[0, :terms]).any(axis=0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from dispatchgym.agents.evaluation.family import Finished
@@ -36,7 +37,7 @@ def write_evidence(finished: Finished, folder: Path) -> None:
             file.write(json.dumps(files.plain(instance), separators=(",", ":")) + "\n")
 
 
-def _event(row: list[int]) -> dict[str, object]:
+def _event(row: Sequence[int]) -> dict[str, object]:
     time, kind, pod, node, slots, cause = row
     event: dict[str, object] = {"time": time, "kind": KINDS[kind], "pod": pod, "node": node}
     if slots:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dispatchgym.agents.evaluation.policies import ALL_VARIANTS, Answer, Kind, Run
+from dispatchgym.agents.evaluation.family import Kind
+from dispatchgym.agents.evaluation.policies import ALL_VARIANTS, Answer, Run
 from dispatchgym.agents.evaluation.problem import Problem, Reference
 from dispatchgym.agents.evaluation.results import Row
 from dispatchgym.agents.evaluation.work import WorkItem

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from dispatchgym.agents.evaluation.family import Finished
 from dispatchgym.agents.evaluation.policies import Answer
 from dispatchgym.agents.evaluation.remarks import cap_lines, planning_line, plannings, tuned
-from dispatchgym.agents.evaluation.results import Finished
 from dispatchgym.agents.evaluation.work import Result, WorkItem
 from tests.agents.evaluation.examples import FixedPolicy, problem
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from dispatchgym.agents.evaluation.family import Finished
 from dispatchgym.agents.evaluation.policies import Answer, parse_policies
 from dispatchgym.agents.evaluation.problem import Problem
 from dispatchgym.agents.evaluation.report import write_report
-from dispatchgym.agents.evaluation.results import Finished, make_rows
+from dispatchgym.agents.evaluation.results import make_rows
 from dispatchgym.agents.evaluation.summary import summarise
 from dispatchgym.agents.evaluation.work import WorkItem, execute, plan
 from dispatchgym.envs.jobshop import library

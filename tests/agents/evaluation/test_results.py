@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from dispatchgym.agents.evaluation.policies import Answer, Kind
+from dispatchgym.agents.evaluation.family import Finished, Kind
+from dispatchgym.agents.evaluation.policies import Answer
 from dispatchgym.agents.evaluation.problem import Problem, Reference
-from dispatchgym.agents.evaluation.results import Finished, Row, conflicts, gap_pct, make_rows, write_results
+from dispatchgym.agents.evaluation.results import Row, conflicts, gap_pct, make_rows, write_results
 from dispatchgym.agents.evaluation.work import Result, WorkItem
 from tests.agents.evaluation.examples import FixedPolicy, problem, row
 
