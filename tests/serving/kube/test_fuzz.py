@@ -47,7 +47,7 @@ schema = schemathesis.openapi.from_dict(ask(APP, "GET", "/openapi.json").json())
 
 
 @schema.parametrize()
-@settings(max_examples=8)
+@settings(max_examples=4)
 def test_the_described_interface_holds(case: schemathesis.Case) -> None:
     request = case.as_transport_kwargs(base_url="http://x")
     with httpx.Client(base_url="http://x") as client:
@@ -107,7 +107,7 @@ _APPS = {watches: build_app(made(watches=watches), Access()) for watches in (Tru
 
 
 @pytest.mark.parametrize("watches", [True, False])
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_damaged_requests_are_answered_or_refused(watches: bool, data: st.DataObject) -> None:
     app = _APPS[watches]
@@ -128,7 +128,7 @@ def test_damaged_requests_are_answered_or_refused(watches: bool, data: st.DataOb
             assert all(math.isfinite(one["score"]) for one in found["feasible"])
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(body=st.binary(max_size=60), kind=st.sampled_from(("application/json", "text/plain", "")))
 def test_bytes_are_refused(body: bytes, kind: str) -> None:
     for verb in _REQUESTS:
