@@ -14,7 +14,16 @@ from dispatchgym.envs.llm.batching import BatchingRule, rescue
 from dispatchgym.envs.llm.executor import Executor, SimulatedExecutor, batch_of
 from dispatchgym.envs.llm.kernel import arrive, begin, finish_step, hold_on, interrupt_step, next_epoch
 from dispatchgym.envs.llm.ledger import pin, unpin
-from dispatchgym.envs.llm.policy import CompiledPolicy, EngineSpec, EngineView, Oracle, Plan, Policy, RequestTable
+from dispatchgym.envs.llm.policy import (
+    CompiledPolicy,
+    EngineSpec,
+    EngineView,
+    Oracle,
+    Plan,
+    Policy,
+    RequestTable,
+    Texts,
+)
 from dispatchgym.envs.llm.setup import with_more_log
 from dispatchgym.envs.llm.state import DONE, PAUSE, RECOMPUTE, SWAP, State
 
@@ -54,6 +63,10 @@ class Engine:
         self._counts = np.zeros(len(REPAIRS), np.int64)
         self._first = np.full(3, -1, np.int64)
         self._interrupted = False
+        self._hash_tokens = int(state.eng["hash_ratio"][0] * state.eng["block_tokens"][0])
+        self._hashes, self._first_hash = state.hashes, state.req["hash_at"].copy()
+        prompt_hashes = -(-state.req["prompt"].astype(np.int64) // self._hash_tokens)
+        self._hash_count = np.minimum(state.req["hash_count"], prompt_hashes).astype(np.int32)
 
     @property
     def repairs(self) -> dict[str, int]:
@@ -195,6 +208,7 @@ class Engine:
             history=history,
             finished=known,
             interrupted=self._interrupted,
+            texts=Texts(self._hashes, self._first_hash, self._hash_count, int(e["next"]), self._hash_tokens),
             oracle=oracle,
         )
 

@@ -26,6 +26,7 @@ from dispatchgym.envs.llm.state import (
     MIXED_S,
     NONE,
     PAIR_S,
+    RAGGED_S,
     REBUILD_S,
     RECOMPUTE,
     ROW_S,
@@ -461,6 +462,19 @@ def admit(s: State, r: int, tokens: int, whole: int, spare: int) -> int:
 # --- running it ---
 
 
+@compiled
+def _is_ragged(s: State) -> bool:
+    """Decoding requests of the step at hand hold different numbers of tokens: a dense engine would realign them."""
+    held = np.int64(_NONE)
+    for i in range(s.eng[0].batch):
+        row = s.batch[i]
+        if row.decode == 1:
+            if held != _NONE and row.start != held:
+                return True
+            held = np.int64(row.start)
+    return False
+
+
 @inlined
 def step_s(s: State, context: int) -> float:
     """Seconds that the step at hand takes when attention reads `context` tokens."""
@@ -476,6 +490,8 @@ def step_s(s: State, context: int) -> float:
         seconds += c[MIXED_S]
     if e.held == 0:
         seconds += c[REBUILD_S]
+    if c[RAGGED_S] > 0 and e.decode_tokens > e.decodes and _is_ragged(s):
+        seconds += c[RAGGED_S] * context
     return seconds
 
 

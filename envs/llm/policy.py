@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.profile import Profile
 from dispatchgym.envs.llm.state import State
@@ -77,6 +78,26 @@ class Oracle:
     waiting_output: I64
 
 
+class Texts:
+    """What prompts have in common: the hashes of requests that have arrived."""
+
+    __slots__ = ("_arrived", "_count", "_first", "_hashes", "block_tokens")
+
+    def __init__(self, hashes: I64, first: I64, count: I32, arrived: int, block_tokens: int) -> None:
+        self._hashes = hashes
+        self._first = first
+        self._count = count
+        self._arrived = arrived
+        self.block_tokens = block_tokens
+
+    def hashes(self, request: int) -> I64:
+        """Hashes of the request's text, one a block of `block_tokens`; see Workload. Those of its output left out."""
+        if not 0 <= request < self._arrived:
+            raise UsageError(f"request {request} has not arrived")
+        first = int(self._first[request])
+        return self._hashes[first : first + int(self._count[request])].copy()
+
+
 @dataclass(frozen=True, slots=True)
 class EngineView:
     """An engine at the moment of a decision. Copies: nothing here leads back into the engine.
@@ -93,6 +114,7 @@ class EngineView:
         history: output lengths of requests that finished, the oldest first.
         finished: requests that ever finished.
         interrupted: the decision comes in the middle of a step, which now pauses.
+        texts: hashes of prompts.
         oracle: true lengths, for policies that are marked `oracle`; else None.
     """
 
@@ -109,6 +131,7 @@ class EngineView:
     history: I32
     finished: int
     interrupted: bool
+    texts: Texts
     oracle: Oracle | None
 
     def blocks_for(self, tokens: int | I64) -> int | I64:

@@ -24,7 +24,8 @@ class Profile:
 
         base + max(weights, token * positions) + row * requests + pair * pairs + context * read
         + chunk * prompt pieces + mixed (if prompt pieces and decoding share the step)
-        + rebuild (if the members changed) + swapped bytes / swap_bytes_per_s
+        + rebuild (unless told to keep the members of the step before) + swapped bytes / swap_bytes_per_s
+        + ragged * read (if decoding requests that verify drafts hold different numbers of tokens)
 
     `positions` are all tokens run; a step of decoding alone runs as many rows as the next size of `graph_sizes`.
     `pairs` are the (query, key) pairs inside prompt pieces, `read` the tokens whose KV attention reads.
@@ -55,6 +56,7 @@ class Profile:
     chunk_s: float = 0.0
     mixed_s: float = 0.0
     rebuild_s: float = 0.0
+    ragged_s: float = 0.0
     swap_bytes_per_s: float = 50e9
     pause_s: float = 0.0
     graph_sizes: tuple[int, ...] = ()
@@ -80,7 +82,7 @@ class Profile:
         terms = np.array(
             [
                 self.base_s, self.weights_s, self.token_s, self.row_s, self.pair_s, self.context_s,
-                self.chunk_s, self.mixed_s, self.rebuild_s, 1.0 / self.swap_bytes_per_s,
+                self.chunk_s, self.mixed_s, self.rebuild_s, 1.0 / self.swap_bytes_per_s, self.ragged_s,
             ]
         )  # fmt: skip
         assert terms.shape == (COST_TERMS,)

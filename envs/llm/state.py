@@ -165,7 +165,9 @@ STEP = np.dtype(
 GROUP = np.dtype([("members", np.int32), ("segments", np.int32), ("left_s", np.float64)])  # segments done
 
 # terms of the step time, in the order of the array `cost`; see profile.py
-BASE_S, WEIGHTS_S, TOKEN_S, ROW_S, PAIR_S, CONTEXT_S, CHUNK_S, MIXED_S, REBUILD_S, SWAP_S, COST_TERMS = range(11)
+BASE_S, WEIGHTS_S, TOKEN_S, ROW_S, PAIR_S, CONTEXT_S, CHUNK_S, MIXED_S, REBUILD_S, SWAP_S, RAGGED_S, COST_TERMS = range(
+    12
+)
 
 
 class State(NamedTuple):

@@ -81,7 +81,7 @@ class Filling:
         self.prefills += 1
 
     def plan(self, *, poll: int = 1, **orders: Any) -> Plan:
-        """The plan. Where it only decodes it is held until a request arrives or ends; while others wait, `poll` steps."""
+        """The plan. One that only decodes is held until a request arrives or ends; `poll` steps while others wait."""
         hold = 1
         if self.grants and not self.prefills and not self.short:
             hold = UNTIL_EVENT if not len(self.view.waiting) else poll

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan
-from dispatchgym.solvers.llm.filling import Filling
+from dispatchgym.solvers.llm.filling import UNTIL_EVENT, Filling
 from dispatchgym.solvers.llm.lengths import Kind, Lengths
 from dispatchgym.solvers.llm.peak import peak_tokens
 
@@ -38,12 +38,12 @@ class McSf:
         fill.decode()
         fill.read_all()
         if len(view.waiting) and not fill.short:
-            limit = (view.kv_blocks - len(view.running) - 1) * view.block_tokens * (1 - self.reserve)
             running, waiting = self.lengths.guess(view)
             held, left = view.running.known, running - view.running.generated
             for k in np.argsort(waiting - view.waiting.generated, kind="stable").tolist():
                 held = np.append(held, view.waiting.known[k])
                 left = np.append(left, waiting[k] - view.waiting.generated[k])
-                if peak_tokens(held, left) > limit or not fill.let_in(k):
+                room = (view.kv_blocks - len(held)) * view.block_tokens * (1 - self.reserve)  # last blocks half full
+                if peak_tokens(held, left) > room or not fill.let_in(k):
                     break
-        return fill.plan(poll=8)
+        return fill.plan(poll=UNTIL_EVENT)

@@ -1,0 +1,39 @@
+"""Learning to rank: served by the predicted rank of output lengths, with a guard against starvation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan, RequestTable
+from dispatchgym.solvers.llm.lengths import Kind, Lengths
+from dispatchgym.solvers.llm.peak import Numbers
+from dispatchgym.solvers.llm.ranked import ranked_step
+
+
+class LearningToRank:
+    """A score given once, the guessed output length, ranks all requests at every step; lower scores preempt.
+
+    Whoever has gone `starved_s` without service is raised to the top until served.
+
+    Source: Fu et al., NeurIPS 2024; hao-ai-lab/vllm-ltr. Departures: the predictor is the truth with lognormal noise;
+    starvation counts in seconds instead of steps.
+    """
+
+    name = "ltr"
+
+    def __init__(self, lengths: Kind = "noisy", sigma: float = 0.5, starved_s: float = 10.0) -> None:
+        self.lengths = Lengths(lengths, sigma)
+        self.oracle = lengths != "max"
+        self.starved_s = starved_s
+
+    def reset(self, spec: EngineSpec, seed: int) -> None:
+        self.lengths.reset(seed)
+
+    def decide(self, view: EngineView) -> Plan:
+        running, waiting = self.lengths.guess(view)
+        keys = (self._key(view, view.running, running), self._key(view, view.waiting, waiting))
+        return ranked_step(view, *keys, how="recompute", poll=8)
+
+    def _key(self, view: EngineView, table: RequestTable, score: Numbers) -> Numbers:
+        idle = view.now_s - np.maximum(table.run_s, table.arrival_s)
+        return np.where(idle > self.starved_s, -1.0, score)
