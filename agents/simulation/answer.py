@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dispatchgym.agents.simulation.runs import HALVINGS, LEAST_SCALE, MOST_SCALE, Run, rate_per_s
+from dispatchgym.agents.simulation.runs import FINENESS, LEAST_SCALE, Run, rate_per_s
 from dispatchgym.envs.llm.metrics import Metrics
 from dispatchgym.envs.llm.workload import Workload
 
-SAME = 0.03
-"""Differences below this share are called none: the search for the capacity is no finer."""
+SAME = 1.5 * FINENESS
+"""Differences up to this share are called none: one step of the search for the capacity is."""
 
 GOOD = 0.99
 """Attainment with which nobody would look for another scheduler."""
@@ -40,6 +40,8 @@ def answer(runs: Sequence[Run], workload: Workload, target: float) -> Answer:
     lines = [_at_this_load(real, base, best, rate)]
     if best.capacity is not None:
         lines.append(_at_capacity(best, base, rate, target))
+    if refused := _m(best).rejected:
+        lines.append(f"{refused:,} requests were refused on arrival: the KV pool can never hold them.")
     lines += _tails(real, base)
     lines += _costs(best, base)
     lines += _oracles(fine)
@@ -58,7 +60,7 @@ def value(run: Run, rate: float) -> float:
 def _best(real: Sequence[Run], base: Run, rate: float) -> Run:
     """The best by value; among those within `SAME` of it the base if it is one, else the least mean end to end."""
     most = max(value(run, rate) for run in real)
-    close = [run for run in real if value(run, rate) >= most * (1 - SAME)]
+    close = [run for run in real if value(run, rate) >= most / (1 + SAME)]
     return base if base in close else min(close, key=lambda run: _finite(_m(run).e2e_s.mean))
 
 
@@ -67,11 +69,18 @@ def _headline(best: Run, base: Run, real: Sequence[Run], rate: float) -> str:
         if len(real) == 1:
             return f"Only {base.name} was run: there is nothing to compare it with."
         return f"Stay with {base.name}: no other scheduler of this run is worth the change for this traffic."
-    gain = _gain(value(best, rate), value(base, rate))
-    if best.capacity is not None:
-        return f"Take {best.name}: one engine then carries {gain} than with {base.name}, with the same promises kept."
+    if best.capacity is not None and value(base, rate) == 0:
+        return f"Take {best.name}: with {base.name} one engine does not carry even a sixteenth of this traffic."
     what = "tokens in time a second" if math.isfinite(rate) else "tokens a second"
-    return f"Take {best.name}: {gain.replace('more traffic', f'more {what}')} than with {base.name}."
+    noun = what if best.capacity is None else "traffic"
+    verb = "gives" if best.capacity is None else "carries"
+    ratio = value(best, rate) / max(value(base, rate), 1e-9)
+    if ratio >= 2:
+        gain = f"{ratio:.1f} times the {noun} that it {verb} with {base.name}"
+    else:
+        gain = f"{100 * (ratio - 1):.0f} % more {noun} than with {base.name}"
+    kept = ", with the same promises kept" if best.capacity is not None else ""
+    return f"Take {best.name}: one engine then {verb} {gain}{kept}."
 
 
 def _at_this_load(real: Sequence[Run], base: Run, best: Run, rate: float) -> str:
@@ -114,8 +123,7 @@ def _at_capacity(best: Run, base: Run, rate: float, target: float) -> str:
     said = f"With {100 * target:.0f} % of the requests in time, one engine carries {says(best)}"
     if best is not base and base.capacity is not None:
         said += f" and {says(base)}"
-    octaves = math.log2(MOST_SCALE / LEAST_SCALE)
-    return f"{said}; the search is {100 * (2 ** (octaves / 2**HALVINGS) - 1):.1f} % fine."
+    return f"{said}; the search is {100 * FINENESS:.1f} % fine."
 
 
 def _tails(real: Sequence[Run], base: Run) -> list[str]:
@@ -161,13 +169,6 @@ def _oracles(fine: Sequence[Run]) -> list[str]:
 def _m(run: Run) -> Metrics:
     assert run.metrics is not None
     return run.metrics
-
-
-def _gain(best: float, base: float) -> str:
-    if base <= 0:
-        return "traffic that it cannot carry"
-    ratio = best / base
-    return f"{ratio:.1f} times the traffic" if ratio >= 2 else f"{100 * (ratio - 1):.0f} % more traffic"
 
 
 def _percent(share: float) -> str:

@@ -6,9 +6,10 @@ import json
 import math
 import shlex
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,9 +24,9 @@ from dispatchgym.agents.simulation import runs as running
 from dispatchgym.agents.simulation.answer import Answer, answer
 from dispatchgym.agents.simulation.names import parameter, scheduler
 from dispatchgym.agents.simulation.report import write_report
-from dispatchgym.agents.simulation.runs import HALVINGS, Run, Setting
+from dispatchgym.agents.simulation.runs import Run, Setting
 from dispatchgym.agents.simulation.table import print_runs
-from dispatchgym.envs.api import UsageError
+from dispatchgym.envs.api import InvalidPlanError, UsageError
 from dispatchgym.envs.llm import workloads
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.profile import load_profile, profile_names
@@ -37,6 +38,9 @@ FAILED = 1
 
 FEW = 2000
 """Requests of a trace or twin where the user does not say."""
+
+TTFT_SLO_S, TPOT_SLO_S = 2.0, 0.1
+"""For traffic without SLOs, where the user does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +70,13 @@ class Options:
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
     """Parameters of a generator, such as distribution=2."""
 
-    ttft_slo: float = 2.0
-    """Seconds to the first token, for a workload that has no SLOs of its own; inf for none."""
+    ttft_slo: float | None = None
+    """Bound in seconds on the time to the first token, inf for none. Default: the workload's own, 2 if it has no
+    SLOs."""
 
-    tpot_slo: float = 0.1
-    """Seconds per token after the first, mean of a request, for such a workload; inf for none."""
+    tpot_slo: float | None = None
+    """Bound in seconds per token after the first, mean of a request, inf for none. Default: the workload's own, 0.1 if
+    it has no SLOs."""
 
     target: float = 0.9
     """Share of the requests that must be in time where the capacity is searched."""
@@ -133,6 +139,9 @@ def main(argv: list[str]) -> int:
     schedulers = _schedulers(options.schedulers)
     if not 0 < options.target <= 1:
         raise UsageError(f"--target is {options.target}; it must lie between 0 and 1")
+    for flag, bound in (("--ttft-slo", options.ttft_slo), ("--tpot-slo", options.tpot_slo)):
+        if bound is not None and not bound > 0:
+            raise UsageError(f"{flag} is {bound}; it must be a time above 0, inf for no bound")
     workload, notes = _workload(options, options.trace)
     for note in notes:
         err.print(f"note: {note}", markup=False, soft_wrap=True)
@@ -140,8 +149,7 @@ def main(argv: list[str]) -> int:
     folder = options.out or Path("out") / f"simulate-{workload.name}"
     make_writable(folder, 1 << 20)
     begun = datetime.now(UTC).isoformat(timespec="seconds")
-    has_slos = bool(np.isfinite(workload.ttft_slo_s).any() or np.isfinite(workload.tpot_slo_s).any())
-    searches = options.capacity and has_slos and math.isfinite(running.rate_per_s(workload))
+    searches = options.capacity and running.has_slos(workload) and math.isfinite(running.rate_per_s(workload))
     runs, pressed = _run(schedulers, setting, options.target if searches else None, err)
     found = answer(runs, workload, options.target)
     head = {
@@ -200,13 +208,14 @@ def _workload(options: Options, name: str) -> tuple[Workload, list[str]]:
     if options.requests is None and name not in workloads.GENERATORS and len(workload) > FEW:
         notes.append(f"the first {FEW:,} of {len(workload):,} requests; --requests 0 takes all")
         workload = workload.take(np.arange(FEW))
-    with_slos = running.with_slos(workload, {"ttft_slo_s": options.ttft_slo, "tpot_slo_s": options.tpot_slo})
-    if with_slos is not workload:
+    ttft_s, tpot_s = options.ttft_slo, options.tpot_slo
+    if ttft_s is None and tpot_s is None and not running.has_slos(workload):
+        ttft_s, tpot_s = TTFT_SLO_S, TPOT_SLO_S
         notes.append(
-            f"{name} has no SLOs of its own; every request was given {options.ttft_slo:g} s to the first token and "
-            f"{options.tpot_slo:g} s per token after it (--ttft-slo, --tpot-slo)"
+            f"{name} has no SLOs of its own; every request was given {ttft_s:g} s to the first token and {tpot_s:g} s "
+            "per token after it (--ttft-slo, --tpot-slo)"
         )
-    return with_slos, notes
+    return running.with_slos(workload, ttft_s, tpot_s), notes
 
 
 def _engine(options: Options) -> EngineConfig:
@@ -226,17 +235,23 @@ def _run(
 
     Pressure is the greatest rate that one of them carries, if that is more than the workload's own.
     """
-    searches = 0 if target is None else HALVINGS + 2
     done: list[Run] = []
-    with progress(len(schedulers) * (1 + searches), console) as advance:
+    near = 1.0
+    with progress(len(schedulers) * (1 if target is None else 3), console) as advance:
         for name, make in schedulers.items():
             each = running.run(name, make, setting)
             advance(name)
             if target is not None and each.metrics is not None:
-                each = replace(each, capacity=_capacity(name, make, setting, target, advance))
+                try:
+                    found = running.capacity(partial(running.attainment, make, setting), target, near)
+                    near = found.scale or near  # the next one's is hardly far from it
+                    each = replace(each, capacity=found)
+                except InvalidPlanError as error:
+                    each = replace(each, record=None, metrics=None, message=str(error))
+                advance(f"{name}, capacity")
             done.append(each)
         scale = max((run.capacity.scale or 0.0 for run in done if run.capacity and not run.oracle), default=0.0)
-        if scale <= 1.0 or math.isinf(scale):
+        if scale <= 1.0:
             return done, []
         pressed = []
         for run in done:
@@ -244,14 +259,6 @@ def _run(
                 pressed.append(running.run(run.name, schedulers[run.name], setting, scale))
                 advance(f"{run.name}, under pressure")
         return done, pressed
-
-
-def _capacity(
-    name: str, make: running.Make, setting: Setting, target: float, advance: Callable[[str], None]
-) -> running.Capacity:
-    return running.capacity(
-        lambda scale: running.attainment(make, setting, scale), target, lambda: advance(f"{name}, capacity")
-    )
 
 
 def _describe(workload: Workload) -> dict[str, Any]:

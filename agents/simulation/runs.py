@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +22,11 @@ from dispatchgym.envs.llm.workload import Workload
 LEAST_SCALE, MOST_SCALE = 2.0**-4, 2.0**8
 """Ends of the search for the capacity, as multiples of the workload's rate."""
 
-HALVINGS = 8
-"""Of the search: each halves the interval of the logarithm; 8 of 12 octaves leave 3.3 %."""
+STEPS = 256
+"""Of the search: its scales divide the octaves between its ends evenly."""
+
+FINENESS = (MOST_SCALE / LEAST_SCALE) ** (1.0 / STEPS) - 1.0
+"""How much greater one scale of the search is than the one before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,32 +124,35 @@ def faster(workload: Workload, scale: float) -> Workload:
     return workload if scale == 1.0 else replace(workload, arrival_s=workload.arrival_s / scale)
 
 
-def capacity(of: Callable[[float], float], target: float, advance: Callable[[], None] = lambda: None) -> Capacity:
-    """Search by halving for the greatest scale at which `of` gives at least `target`; `of` should fall.
+def capacity(of: Callable[[float], float], target: float, near: float = 1.0) -> Capacity:
+    """The greatest scale of the search at which `of` gives at least `target`, if `of` falls with the scale.
 
     Args:
-        of: scale -> attainment. advance: called after each run, `HALVINGS` + 1 times at most.
+        of: scale -> attainment.
+        near: scale to begin at; the nearer to the capacity, the fewer runs.
     """
     tried: dict[float, float] = {}
-
-    def holds(exponent: float) -> bool:
-        scale = 2.0**exponent
+    start = round(STEPS * math.log(near / LEAST_SCALE) / math.log(MOST_SCALE / LEAST_SCALE))
+    step, stride = min(max(start, 0), STEPS), 2
+    kept, lost = -1, STEPS + 1
+    while kept + 1 < lost:
+        scale = _scale(step)
         tried[scale] = of(scale)
-        advance()
-        return tried[scale] >= target
-
-    low, high = math.log2(LEAST_SCALE), math.log2(MOST_SCALE)
-    kept = False
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        if holds(middle):
-            low, kept = middle, True
+        if tried[scale] >= target:
+            kept = step
         else:
-            high = middle
-    if high == math.log2(MOST_SCALE):
-        low = high if holds(high) else low
-    found = 2.0**low if kept or holds(low) else None
-    return Capacity(found, tuple(sorted(tried.items())))
+            lost = step
+        # Ever longer strides until the answer has been both, then halving between the two.
+        if kept >= 0 and lost <= STEPS:
+            step = (kept + lost) // 2
+        else:
+            step = min(kept + stride, STEPS) if kept >= 0 else max(lost - stride, 0)
+            stride *= 2
+    return Capacity(_scale(kept) if kept >= 0 else None, tuple(sorted(tried.items())))
+
+
+def _scale(step: int) -> float:
+    return float(LEAST_SCALE * (MOST_SCALE / LEAST_SCALE) ** (step / STEPS))
 
 
 def rate_per_s(workload: Workload) -> float:
@@ -154,11 +161,16 @@ def rate_per_s(workload: Workload) -> float:
     return (len(workload) - 1) / span if span > 0 else math.inf
 
 
-def with_slos(workload: Workload, slos: Mapping[str, float]) -> Workload:
-    """The workload with these bounds where it has none of its own: `ttft_slo_s`, `tpot_slo_s`."""
-    columns = {name: getattr(workload, name) for name in slos}
-    if all(np.isinf(column).all() for column in columns.values()):
-        return replace(
-            workload, slo_kind="mean", **{name: np.full(len(workload), value) for name, value in slos.items()}
-        )
-    return workload
+def with_slos(workload: Workload, ttft_s: float | None, tpot_s: float | None) -> Workload:
+    """The workload with these bounds for every request; None leaves its own. `tpot_s` bounds the mean of a request."""
+    given: dict[str, Any] = {}
+    if ttft_s is not None:
+        given["ttft_slo_s"] = np.full(len(workload), ttft_s)
+    if tpot_s is not None:
+        given |= {"tpot_slo_s": np.full(len(workload), tpot_s), "slo_kind": "mean"}
+    return replace(workload, **given)
+
+
+def has_slos(workload: Workload) -> bool:
+    """Whether any request has a bound."""
+    return bool(np.isfinite(workload.ttft_slo_s).any() or np.isfinite(workload.tpot_slo_s).any())
