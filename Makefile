@@ -14,12 +14,15 @@ PEERS := .venv-peers
 DEMO := out/demo
 DEMO_POLICIES := 'lrpt,mwkr+cap=tuned,spt,random,sampled:mwkr@64,pilot,bundle:$(DEMO)/bundle,learned,learned+lookahead,cp-sat@2d+hint:lrpt,rolling@0.2d,clairvoyant@3d'
 BENCH_ARGS ?=
+# Where `make e2e-kubernetes` keeps what it builds, and its options (E2E_ARGS=--help).
+KUBERNETES ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dispatchgym/kubernetes-1.20
+E2E_ARGS ?=
 PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4
 
-.PHONY: help setup demo test lint format types tests bench bench-peers docs wheel-check constraints clean
+.PHONY: help setup demo test lint format types tests bench bench-peers e2e-kubernetes docs wheel-check constraints clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 setup: $(READY) ## create .venv with every pinned version and install dispatchgym into it (skipped while up to date)
 
@@ -55,6 +58,10 @@ bench-peers: $(PEERS)/.ready ## create .venv-peers with the packages that benchm
 
 $(PEERS)/.ready: benchmarks/peers/requirements.txt
 	@.ci/environment $(PEERS) $< -r $<
+
+e2e-kubernetes: setup ## run the extender and the second scheduler against a real control plane (builds Kubernetes 1.20 once)
+	@tests/e2e/kubernetes/build "$(KUBERNETES)"
+	@$(BIN)/python -m tests.e2e.kubernetes.run --binaries "$(KUBERNETES)/bin" $(E2E_ARGS)
 
 docs: setup ## build the documentation into site/
 	@$(BIN)/mkdocs build --strict 2>&1 | sed '/^INFO/d'

@@ -42,6 +42,10 @@ class Program:
             )  # fmt: skip
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def is_running(self) -> bool:
         return self._process.poll() is None
 
@@ -121,7 +125,7 @@ class ControlPlane:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for program in reversed(self.programs):
-            program.end()
+            program.end(signal.SIGKILL)  # nothing of it is kept, and a clean end takes the API server half a minute
 
     def run(self, name: str, command: Sequence[str | Path], env: dict[str, str] | None = None) -> Program:
         """Start a program that ends with the control plane."""
@@ -180,6 +184,8 @@ class ControlPlane:
             "kind": "KubeSchedulerConfiguration",
             "clientConnection": {"kubeconfig": str(self.kubeconfig()), "qps": 5000, "burst": 5000},
             "leaderElection": {"leaderElect": False},
+            "healthzBindAddress": "",
+            "metricsBindAddress": "",
             "extenders": list(extenders),
         }
         path = self.folder / "kube-scheduler.json"
