@@ -17,6 +17,7 @@ STARTING_RULES: Mapping[str, tuple[str, int]] = {
     "spt": ("duration_0", -1),
     "lpt": ("duration_0", 1),
     "pilot": ("behind", -1),
+    "merit": ("merit", 1),
 }
 """Rule -> the column of the candidate's node that is its score, and the score's sign."""
 

@@ -1,4 +1,4 @@
-"""A network plays shops: the greedy run, or the best of many sampled ones."""
+"""A network plays: the greedy run, or the best of many sampled ones."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dispatchgym.agents.graph_tensors import GraphTensors, owner
 from dispatchgym.agents.lookahead import BEHIND, WAIT_BEHIND
 from dispatchgym.agents.policy import GraphNetwork, pick
 from dispatchgym.agents.shop_runs import ShopRuns
+from dispatchgym.agents.worlds import Runs
 from dispatchgym.envs.api import GraphSpec
 from dispatchgym.envs.jobshop.batch import ShopConfig
 from dispatchgym.envs.jobshop.graph import PILOT
@@ -20,23 +21,26 @@ from dispatchgym.envs.jobshop.instance import Instance
 from dispatchgym.envs.jobshop.scenario import Scenario
 
 
-@torch.inference_mode()
 def play(network: GraphNetwork, runs: ShopRuns, temperature: float = 0.0, ahead: float = 0.0) -> npt.NDArray[np.int64]:
+    """`play_out`, in shops; returns the makespans, shape (N,)."""
+    play_out(network, runs, temperature, ahead)
+    return runs.makespan
+
+
+@torch.inference_mode()
+def play_out(network: GraphNetwork, runs: Runs, temperature: float = 0.0, ahead: float = 0.0) -> None:
     """Play every environment to its end.
 
     Args:
         runs: started, of graph `pilot` if there is a look-ahead; over afterwards.
         temperature: 0 for the best candidate each time; else sampled, 1 as in training.
         ahead: weight of the look-ahead, see `lookahead`; 0 for none.
-
-    Returns:
-        Makespans, shape (N,).
     """
     choices = np.zeros(runs.num_envs, np.int64)
     while True:
         obs = runs.observe()
         if obs["active"].shape[0] == 0:
-            return runs.makespan
+            return
         graphs = GraphTensors.from_dict(obs)
         logits = network(shown_to(network.spec, graphs)).logits
         if ahead:

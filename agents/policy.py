@@ -122,7 +122,7 @@ class GraphNetwork(nn.Module):
 class GraphActorCriticPolicy(BasePolicy):
     """`GraphNetwork` behind the interface that stock `stable_baselines3.PPO` expects.
 
-    Observations are the dictionaries of `ShopVecEnv` (GraphTensors.to_dict plus "active" and "over"), actions
+    Observations are the dictionaries of `GraphVecEnv` (GraphTensors.to_dict plus "active" and "over"), actions
     are positions in the list of candidates. Environments that are over have no graph: they get action 0,
     log-probability 0 and value 0.
 

@@ -99,7 +99,7 @@ class RaggedRolloutBuffer(RolloutBuffer):
         value: Tensor,
         log_prob: Tensor,
     ) -> None:
-        """Store one step of all environments; `obs` as `ShopVecEnv` gives it."""
+        """Store one step of all environments; `obs` as `GraphVecEnv` gives it."""
         tensors = {key: torch.as_tensor(array, device=self.device) for key, array in obs.items()}
         if tensors["active"].shape[0]:
             self._graphs.append(GraphTensors.from_dict(tensors))

@@ -150,7 +150,7 @@ def _result(evaluations: Evaluations) -> str:
     rule = evaluations.best_rule()
     beside = f", best rule {rule.rule} {rule.gap:.2f} %" if rule else ""
     return (
-        f"validation {evaluations.rows[0][GREEDY]:.2f} % above the lower bound at the start, "
+        f"validation gap {evaluations.rows[0][GREEDY]:.2f} % at the start, "
         f"{evaluations.best[GREEDY]:.2f} % at best{beside}"
     )
 

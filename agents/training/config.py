@@ -10,15 +10,26 @@ from typing import Any, Literal
 import yaml
 
 from dispatchgym.agents.architecture import PolicyConfig
+from dispatchgym.agents.graph_vec_env import RolloutConfig
+from dispatchgym.agents.packing_world import PackingSource
 from dispatchgym.agents.plain_values import build, to_mapping
 from dispatchgym.agents.rollout_buffer import Advantage
 from dispatchgym.agents.schedules import SHAPES
-from dispatchgym.agents.shop_vec_env import InstanceSource, RolloutConfig
+from dispatchgym.agents.shop_world import InstanceSource
 from dispatchgym.envs.api import UsageError
-from dispatchgym.envs.jobshop.batch import GraphName, ShopConfig
+from dispatchgym.envs.jobshop.batch import ShopConfig
+from dispatchgym.envs.packing import shortlist
 from dispatchgym.envs.registry import unknown_name
 
 SCHEMA = 1
+
+Graph = Literal["jobs", "ops", "pilot", "repack", "bindings"]
+"""Graphs to train on: three of the job shop, two of packing."""
+
+
+def is_packing(graph: Graph) -> bool:
+    """The graph is one of packing, and `packing` describes its world; else `shop` and `instances` do."""
+    return graph in shortlist.SPECS
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +129,7 @@ class ValidationConfig:
     Args:
         every: iterations between two evaluations.
         instances: how many, sizes in turn.
-        sizes: (jobs, machines); default those of the training.
+        sizes: (jobs, machines), in job shops; default those of the training.
         samples: besides the greedy run, the best of so many sampled ones; 0 for none.
         seed: of the set; training never uses it.
         rules: judged once, for comparison.
@@ -180,7 +191,8 @@ class TrainConfig:
         precision: "float32"; "tf32": matrix products on a GPU faster and accurate to 3 digits; "bf16": besides, the
             encoder works in bfloat16 while training: half the memory traffic, 2 to 3 digits. Logits, losses and weights
             stay float32, and so does all of the evaluation.
-        graph: which observation.
+        graph: which observation, and by it which world: "jobs", "ops" and "pilot" are of the job shop, "repack" is of
+            clusters of pods, "bindings" of clusters of GPUs.
         ema: per iteration, how much of the averaged weights stays; the average is what is evaluated and exported.
         checkpoint_every: iterations between two checkpoints.
     """
@@ -191,11 +203,12 @@ class TrainConfig:
     device: str = "auto"
     threads: int = 1
     precision: Literal["float32", "tf32", "bf16"] = "tf32"
-    graph: GraphName = "jobs"
+    graph: Graph = "jobs"
     ema: float = 0.9
     checkpoint_every: int = 10
     shop: ShopConfig = field(default_factory=ShopConfig)
     instances: InstanceSource = field(default_factory=InstanceSource)
+    packing: PackingSource = field(default_factory=PackingSource)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
@@ -209,8 +222,10 @@ class TrainConfig:
                 f"iterations {self.iterations}, checkpoint_every {self.checkpoint_every}, threads {self.threads}: "
                 "all must be at least 1"
             )
-        if self.warm_start.teacher == "pilot" and self.graph == "ops":
-            raise UsageError("warm_start.teacher is 'pilot', which sees jobs; graph 'ops' cannot follow it: use 'jobs'")
+        if self.warm_start.teacher == "pilot" and self.graph not in ("jobs", "pilot"):
+            raise UsageError(
+                f"warm_start.teacher is 'pilot', which sees jobs; graph {self.graph!r} cannot follow it: use 'jobs'"
+            )
         if not 0.0 <= self.ema < 1.0:
             raise UsageError(f"ema is {self.ema}; it must be a share from 0 up to 1")
 

@@ -75,9 +75,9 @@ class Evaluations:
 
 
 def num_operations(size: str) -> int:
-    """Operations of a shop called "JOBSxMACHINES"."""
-    jobs, machines = size.split("x")
-    return int(jobs) * int(machines)
+    """Operations of a shop called "JOBSxMACHINES", pods times nodes of a cluster; 0 of a group without a size."""
+    first, _, second = size.partition("x")
+    return int(first) * int(second) if first.isdigit() and second.isdigit() else 0
 
 
 def _with_slash(keys: Sequence[str]) -> tuple[str, ...]:

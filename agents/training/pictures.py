@@ -9,7 +9,7 @@ from typing import Any
 
 from dispatchgym.agents.evaluation.files import atomic_write
 from dispatchgym.agents.evaluation.page import gantt_problem, gantt_run
-from dispatchgym.agents.training.validation import POLICY, Pictured
+from dispatchgym.agents.shop_world import POLICY, Pictured
 from dispatchgym.envs.jobshop.schedule import Variant
 
 

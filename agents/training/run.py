@@ -20,12 +20,12 @@ from stable_baselines3.common.logger import Logger
 
 from dispatchgym.agents.evaluation.files import atomic_write
 from dispatchgym.agents.graph_tensors import GraphTensors
+from dispatchgym.agents.graph_vec_env import GraphVecEnv
 from dispatchgym.agents.plain_values import to_mapping
 from dispatchgym.agents.policy import GraphActorCriticPolicy, GraphNetwork
 from dispatchgym.agents.rollout_buffer import RaggedRolloutBuffer
 from dispatchgym.agents.schedules import Schedule
-from dispatchgym.agents.shop_runs import ShopRuns
-from dispatchgym.agents.shop_vec_env import ShopVecEnv
+from dispatchgym.agents.shop_world import Pictured, ShopExam
 from dispatchgym.agents.training.checkpoint import (
     load_checkpoint,
     on_device,
@@ -41,6 +41,7 @@ from dispatchgym.agents.training.pictures import write_pictures
 from dispatchgym.agents.training.run_report import write_run_report
 from dispatchgym.agents.training.tracking import Tracker, payload, tensorboard_logger
 from dispatchgym.agents.training.validation import Validation
+from dispatchgym.agents.training.world import world_of
 from dispatchgym.envs.api import DispatchGymError
 
 Report = Callable[[int, Mapping[str, float], Mapping[str, float]], None]
@@ -60,7 +61,7 @@ def build(config: TrainConfig) -> PPO:
     best_device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(best_device if config.device == "auto" else config.device)
     torch.backends.cuda.matmul.allow_tf32 = config.precision != "float32"
-    env = ShopVecEnv(config.instances, config.shop, config.rollout, graph=config.graph, seed=config.seed, device=device)
+    env = GraphVecEnv(world_of(config), config.rollout, seed=config.seed, device=device)
     ppo = config.ppo
     model = PPO(
         GraphActorCriticPolicy,  # type: ignore[arg-type]  # PPO needs its three methods, not its base class
@@ -78,7 +79,7 @@ def build(config: TrainConfig) -> PPO:
         max_grad_norm=ppo.max_grad_norm,
         rollout_buffer_class=RaggedRolloutBuffer,
         rollout_buffer_kwargs={
-            "spec": env.runs.spec,
+            "spec": env.world.spec,
             "advantage": ppo.advantage,
             "group": config.rollout.rollouts,
             "leader": ppo.leader,
@@ -87,7 +88,7 @@ def build(config: TrainConfig) -> PPO:
             "share": ppo.share,
         },
         policy_kwargs={
-            "spec": env.runs.spec,
+            "spec": env.world.spec,
             "config": config.policy,
             "precision": config.precision,
             "optimizer_kwargs": {"weight_decay": ppo.weight_decay, "fused": True},
@@ -101,8 +102,9 @@ def build(config: TrainConfig) -> PPO:
 
 def fit_scale(policy: GraphActorCriticPolicy, config: TrainConfig) -> None:
     """Fit the input standardisation to what the starting rule meets on a few instances of the source."""
-    instances, drawn = config.instances.draw(SCALE_INSTANCES, (config.seed, 2), config.shop)
-    runs = ShopRuns.of(instances, config.shop, config.graph, 1, drawn, 1, policy.device)
+    world = world_of(config)
+    runs = world.runs(SCALE_INSTANCES, 1, 1, policy.device)
+    world.start(runs, (config.seed, 2))
     seen = []
     choices = np.zeros(runs.num_envs, np.int64)
     while not runs.over.all():
@@ -138,15 +140,21 @@ class RunCallback(BaseCallback):
         self.average = copy.deepcopy(self._policy.network).requires_grad_(False)
 
     @property
+    def pictured(self) -> list[Pictured]:
+        """Validation instances with their schedules, in job shops."""
+        exam = self.validation.exam
+        return exam.pictured if isinstance(exam, ShopExam) else []
+
+    @property
     def _policy(self) -> GraphActorCriticPolicy:
         policy = self.model.policy
         assert isinstance(policy, GraphActorCriticPolicy)
         return policy
 
     @property
-    def _env(self) -> ShopVecEnv:
+    def _env(self) -> GraphVecEnv:
         env = self.model.env
-        assert isinstance(env, ShopVecEnv)
+        assert isinstance(env, GraphVecEnv)
         return env
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -158,7 +166,7 @@ class RunCallback(BaseCallback):
         self.iteration = state["iteration"]
         self._is_new = False
         rules = self.validation.rules()
-        if state["validation"] == self.validation.digest:
+        if state["validation"] == self.validation.exam.digest:
             self.best = state["best"]
         else:  # another validation set has other figures: the best on it is still to be found
             self._rules = rules
@@ -253,9 +261,7 @@ class RunCallback(BaseCallback):
             self.best = found[GREEDY]
             about = {"iteration": self.iteration, **(row or {}), **found, "config": to_mapping(self.config)}
             save_network(self.average, self.folder / "best", about)
-            write_pictures(
-                self.folder / "pictures.json", self.config.shop.variant, self.validation.pictured, self.iteration
-            )
+            write_pictures(self.folder / "pictures.json", self.config.shop.variant, self.pictured, self.iteration)
         return found
 
     def _finish_iteration(self, row: dict[str, Any], timing: dict[str, float], is_checkpoint: bool) -> None:
@@ -268,7 +274,7 @@ class RunCallback(BaseCallback):
             self._save()
             write_run_report(self.folder)
         self.report(self.iteration, row, timing)
-        self.tracker.log(row, timing, self.validation.pictured)
+        self.tracker.log(row, timing, self.pictured)
         if self.config.tracking.tensorboard:
             for name, value in payload(row, timing, self.tracker.evaluations).items():
                 self.logger.record(name, value)
@@ -281,7 +287,7 @@ class RunCallback(BaseCallback):
             "average": self.average.state_dict(),
             "iteration": self.iteration,
             "best": self.best,
-            "validation": self.validation.digest,
+            "validation": self.validation.exam.digest,
             "num_updates": getattr(self.model, "_n_updates", 0),
             "rounds": self._env.rounds,
             "random": random_states(),

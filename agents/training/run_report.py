@@ -13,15 +13,15 @@ from dispatchgym.agents.evaluation.charts import Line, line_chart, short
 from dispatchgym.agents.evaluation.page import count, gantt_explorer, write_page
 from dispatchgym.agents.training.config import TrainConfig, load
 from dispatchgym.agents.training.evaluations import GREEDY, Evaluations
-from dispatchgym.envs.jobshop.schedule import Variant
 
 NOTES = (
     (
         "Gap",
-        "How far a makespan lies above a lower bound known at the start (the longest job, the fullest machine), in per "
-        "cent. The optimum itself lies above that bound, so these gaps are not gaps to the optimum; they compare "
-        "policies with one another on the same instances. Each figure is an interquartile mean: the mean of the "
-        "middle half.",
+        "In a shop, how far a makespan lies above a lower bound known at the start (the longest job, the fullest "
+        "machine), in per cent; on a cluster, the per cent of the pods' weight that does not run, or of the GPUs that "
+        "are not allocated. The optimum itself lies above that bound, so these gaps are not gaps to the optimum; they "
+        "compare policies with one another on the same instances. Each figure is an interquartile mean: the mean of "
+        "the middle half.",
     ),
     (
         "Policy",
@@ -44,13 +44,15 @@ NOTES = (
     ),
 )
 
-SUITES: Mapping[Variant, str] = {
+SUITES: Mapping[str, str] = {
     "jssp": "jobshop/taillard",
     "bws": "blocking/lawrence",
     "bns": "blocking/lawrence --variant bns",
     "isbjssp": "interrupting/lawrence",
+    "repack": "packing/priority-matters",
+    "bindings": "packing/openb",
 }
-"""Where a policy of each shop is judged."""
+"""Where a policy of each shop, and of each graph of packing, is judged."""
 
 OUTCOMES = {
     "running": "Running, as of iteration {done} of {of}.",
@@ -112,12 +114,22 @@ def _header(config: TrainConfig, rows: Sequence[Mapping[str, Any]], outcome: str
         said = f"<p>{OUTCOMES[outcome].format(done=done, of=config.iterations)}</p>"
     else:
         said = f'<div class="card alarm"><b>Stopped after iteration {done}.</b><pre>{escape(outcome)}</pre></div>'
-    sizes = ", ".join(f"{jobs}x{machines}" for jobs, machines in dict.fromkeys(config.instances.sizes))
     return (
         f'<p class="eyebrow">dispatchgym training</p><h1>{escape(config.name)}</h1>{said}'
-        f'<p class="soft">Shop {config.shop.variant} &middot; generated instances {escape(sizes)} &middot; starts as '
+        f'<p class="soft">{escape(_instances(config))} &middot; starts as '
         f"rule {escape(str(config.policy.rule))} &middot; seed {config.seed}</p>"
     )
+
+
+def _instances(config: TrainConfig) -> str:
+    """What is trained on, in a few words."""
+    if config.graph == "bindings":
+        scales = ", ".join(f"{scale:g}" for scale in config.packing.twins.scales)
+        return f"GPU clusters, twins of openb at scale {scales}"
+    if config.graph == "repack":
+        return f"Clusters of {', '.join(map(str, config.packing.pods.nodes))} nodes, generated"
+    sizes = ", ".join(f"{jobs}x{machines}" for jobs, machines in dict.fromkeys(config.instances.sizes))
+    return f"Shop {config.shop.variant} \u00b7 generated instances {sizes}"
 
 
 def _card(title: str, facts: Sequence[tuple[str, str, str]]) -> str:
@@ -162,10 +174,10 @@ def _speed_card(timings: Sequence[Mapping[str, float]], rows: Sequence[Mapping[s
 
 
 def _next_card(config: TrainConfig, folder: Path) -> str:
-    run, suite = escape(str(folder)), SUITES[config.shop.variant]
+    run, suite = escape(str(folder)), SUITES.get(config.graph, SUITES[config.shop.variant])
     commands = [
         ("Export the best weights", f"dispatchgym export {run} --out BUNDLE"),
-        ("Judge them", f"dispatchgym evaluate {suite} --policies lrpt,bundle:BUNDLE"),
+        ("Judge them", f"dispatchgym evaluate {suite} --policies {config.validation.rules[0]},bundle:BUNDLE"),
         ("Train on", f"dispatchgym train --resume {run} iterations=N"),
     ]
     if (folder / "wandb").is_dir():
@@ -274,7 +286,7 @@ def _by_size(evaluations: Evaluations) -> str:
             f"<tr><td>{escape(size) or 'all'}</td>{cells}<td>{'' if math.isnan(ahead) else f'{ahead:+.2f}'}</td></tr>"
         )
     return (
-        '<section><h2>Quality by size</h2><div class="scroll"><table class="groups"><thead><tr><th>jobs x machines</th>'
+        '<section><h2>Quality by size</h2><div class="scroll"><table class="groups"><thead><tr><th>size</th>'
         f"{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
         f'<p class="soft">Validation gap in per cent; the policy as in iteration {best["iteration"]}, its best. '
         "Shaded: the smallest of the row.</p></section>"

@@ -18,9 +18,9 @@ from stable_baselines3.common.logger import Logger, configure
 from dispatchgym.agents.evaluation.files import atomic_write
 from dispatchgym.agents.evaluation.machine import machine, versions
 from dispatchgym.agents.plain_values import to_mapping
+from dispatchgym.agents.shop_world import POLICY, Pictured
 from dispatchgym.agents.training.config import TrainConfig, load
 from dispatchgym.agents.training.evaluations import GREEDY, Evaluations
-from dispatchgym.agents.training.validation import POLICY, Pictured
 from dispatchgym.envs.api import UsageError
 
 if TYPE_CHECKING:

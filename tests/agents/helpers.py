@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from dispatchgym.agents.architecture import EncoderConfig, PolicyConfig
+from dispatchgym.agents.graph_vec_env import GraphVecEnv, RolloutConfig
 from dispatchgym.agents.policy import GraphActorCriticPolicy, GraphNetwork
-from dispatchgym.agents.shop_vec_env import InstanceSource, RolloutConfig, ShopVecEnv
+from dispatchgym.agents.shop_world import InstanceSource, ShopWorld
 from dispatchgym.envs.jobshop.batch import GraphName, ShopConfig
 from dispatchgym.envs.jobshop.generate import random_instance
 from dispatchgym.envs.jobshop.graph import SPECS
@@ -35,13 +36,13 @@ def network(graph: GraphName = "jobs", *, trained: bool = False, seed: int = 0, 
     return net
 
 
-def vec_env(variant: Variant = "jssp", graph: GraphName = "jobs", *, lanes: int = 1, seed: int = 0) -> ShopVecEnv:
+def vec_env(variant: Variant = "jssp", graph: GraphName = "jobs", *, lanes: int = 1, seed: int = 0) -> GraphVecEnv:
     """4 instances of 5x4 and 6x3, 4 environments on each."""
     source = InstanceSource(sizes=((5, 4), (6, 3)))
-    return ShopVecEnv(source, ShopConfig(variant), RolloutConfig(4, 4, lanes=lanes), graph=graph, seed=seed)
+    return GraphVecEnv(ShopWorld(ShopConfig(variant), source, graph), RolloutConfig(4, 4, lanes=lanes), seed=seed)
 
 
-def policy_of(env: ShopVecEnv, net: GraphNetwork) -> GraphActorCriticPolicy:
+def policy_of(env: GraphVecEnv, net: GraphNetwork) -> GraphActorCriticPolicy:
     policy = GraphActorCriticPolicy(
         env.observation_space, env.action_space, lambda _: 1e-3, spec=net.spec, config=net.config
     )

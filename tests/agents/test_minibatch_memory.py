@@ -8,9 +8,10 @@ from stable_baselines3 import PPO
 from torch import Tensor
 
 from dispatchgym.agents.graph_tensors import GraphTensors
+from dispatchgym.agents.graph_vec_env import GraphVecEnv, RolloutConfig
 from dispatchgym.agents.policy import GraphActorCriticPolicy
 from dispatchgym.agents.rollout_buffer import Minibatch, RaggedRolloutBuffer
-from dispatchgym.agents.shop_vec_env import InstanceSource, RolloutConfig, ShopVecEnv
+from dispatchgym.agents.shop_world import InstanceSource, ShopWorld
 from dispatchgym.envs.jobshop.batch import GraphName, ShopConfig
 from tests.agents.helpers import tiny_config
 
@@ -21,7 +22,7 @@ BUDGETS = {"jobs": (4_000, 1_000), "ops": (24_000, 6_000)}
 def filled(graph: GraphName) -> tuple[GraphActorCriticPolicy, RaggedRolloutBuffer]:
     """Decisions of two 100x20 shops and of two of 10x5 beside them."""
     source = InstanceSource(sizes=((100, 20), (10, 5)))
-    env = ShopVecEnv(source, ShopConfig(), RolloutConfig(2, 2, steps=STEPS), graph=graph)
+    env = GraphVecEnv(ShopWorld(ShopConfig(), source, graph), RolloutConfig(2, 2, steps=STEPS))
     model = PPO(
         GraphActorCriticPolicy,
         env,

@@ -9,8 +9,9 @@ import pytest
 import torch
 from stable_baselines3.common.vec_env import VecEnv
 
+from dispatchgym.agents.graph_vec_env import GraphVecEnv, RolloutConfig
 from dispatchgym.agents.shop_runs import ShopRuns
-from dispatchgym.agents.shop_vec_env import InstanceSource, RolloutConfig, ShopVecEnv
+from dispatchgym.agents.shop_world import InstanceSource, ShopWorld
 from dispatchgym.agents.training.config import load
 from dispatchgym.envs.jobshop.batch import GraphName, ShopConfig
 from dispatchgym.envs.jobshop.schedule import Variant
@@ -27,7 +28,7 @@ Round = tuple[np.ndarray, dict[int, dict[str, float]], list[dict[str, torch.Tens
 """Return of every environment, what each reported at its end, and all observations."""
 
 
-def play_round(env: ShopVecEnv, seed: int = 0) -> Round:
+def play_round(env: GraphVecEnv, seed: int = 0) -> Round:
     rng = np.random.default_rng(seed)
     obs, total, ended, seen = env.reset(), np.zeros(env.num_envs), {}, []
     for _ in range(env.length):
@@ -46,8 +47,10 @@ def test_every_environment_ends_once_and_its_return_is_its_makespan(variant: Var
     env = vec_env(variant)
     env.reset()
     bound = np.concatenate([b.shop.bound for b in env.runs.batches])
-    drawn, shutdowns = env.source.draw(4, (0, 0, 0), env.shop)
-    start = ShopRuns.of(drawn, env.shop, rollouts=4, scenarios=shutdowns)
+    world = env.world
+    assert isinstance(world, ShopWorld)
+    drawn, shutdowns = world.source.draw(4, (0, 0, 0), world.shop)
+    start = ShopRuns.of(drawn, world.shop, rollouts=4, scenarios=shutdowns)
     initial = start.start(drawn, shutdowns)
     forced = (initial - bound) / initial  # earned by forced moves before the first decision
     total, ended, _ = play_round(env)
@@ -89,7 +92,7 @@ def test_a_round_can_be_restored_by_its_number() -> None:
 
 
 def test_episodes_longer_than_the_rollout_are_finished_by_the_rule() -> None:
-    env = ShopVecEnv(InstanceSource(sizes=((5, 4),)), ShopConfig("bws"), RolloutConfig(2, 2, steps=3))
+    env = GraphVecEnv(ShopWorld(ShopConfig("bws"), InstanceSource(sizes=((5, 4),))), RolloutConfig(2, 2, steps=3))
     total, ended, _ = play_round(env)
     assert sorted(ended) == [0, 1, 2, 3]
     assert all(episode["l"] <= 3 and episode["makespan"] > 0 for episode in ended.values())

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from dispatchgym.agents.shop_world import POLICY, ShopExam
 from dispatchgym.agents.training.config import TrainConfig, dump, load
 from dispatchgym.agents.training.pictures import write_pictures
 from dispatchgym.agents.training.run_report import write_run_report
-from dispatchgym.agents.training.validation import POLICY, Validation
+from dispatchgym.agents.training.validation import Validation
 from dispatchgym.envs.jobshop.schedule import Schedule, validate
 
 VOID = {"meta", "br"}
@@ -185,18 +186,20 @@ def test_the_schedules_in_the_page_are_valid_and_as_long_as_they_say(tmp_path: P
     chosen = config()
     validation = Validation(chosen)
     validation.rules()
-    for each in validation.pictured:
+    assert isinstance(validation.exam, ShopExam)
+    pictured = validation.exam.pictured
+    for each in pictured:
         each.schedules[POLICY] = each.schedules["mwkr"]
     run_directory(tmp_path)
-    write_pictures(tmp_path / "pictures.json", "jssp", validation.pictured, 4)
+    write_pictures(tmp_path / "pictures.json", "jssp", pictured, 4)
     write_run_report(tmp_path)
     html = (tmp_path / "report.html").read_text()
     found = re.search(r'<script type="application/json" id="gantt">(.*?)</script>', html, re.DOTALL)
     assert found
     assert 'data-world="jssp"' in html
     problems = json.loads(found[1])["jssp"]
-    assert len(problems) == len(validation.pictured) == 2
-    for problem, each in zip(problems, validation.pictured, strict=True):
+    assert len(problems) == len(pictured) == 2
+    for problem, each in zip(problems, pictured, strict=True):
         assert next(iter(problem["runs"])) == problem["first"][0] == "policy, iteration 4"
         assert problem["runs"][problem["first"][1]]["makespan"] == min(r["makespan"] for r in problem["runs"].values())
         for run in problem["runs"].values():

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dispatchgym.agents.shop_vec_env import InstanceSource, RolloutConfig, ShopVecEnv, Stage
-from dispatchgym.agents.training.config import load
+from dispatchgym.agents.graph_vec_env import GraphVecEnv, RolloutConfig
+from dispatchgym.agents.shop_world import InstanceSource, ShopExam, ShopWorld, Stage
+from dispatchgym.agents.training.config import TrainConfig, load
 from dispatchgym.agents.training.validation import Validation
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.jobshop import library
@@ -38,6 +39,13 @@ def published(instances: Iterable[Instance]) -> list[str]:
     return sorted({known[digest] for digest in map(without_order, instances) if digest in known})
 
 
+def examined(config: TrainConfig) -> list[Instance]:
+    """The instances that checkpoints are chosen on."""
+    exam = Validation(config).exam
+    assert isinstance(exam, ShopExam)
+    return exam.instances
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_no_recipe_trains_or_validates_on_a_published_instance(path: Path) -> None:
     config = load(path)
@@ -47,7 +55,7 @@ def test_no_recipe_trains_or_validates_on_a_published_instance(path: Path) -> No
         for rollout in range(ROLLOUTS)
         for instance in config.instances.draw(count, (config.seed, 0, rollout), config.shop, rollout)[0]
     ]
-    validated = Validation(config).instances
+    validated = examined(config)
     assert published([*drawn, *validated]) == []
     digests = [without_order(instance) for instance in drawn]
     assert len(set(digests)) == len(digests) >= 500
@@ -71,7 +79,7 @@ def test_training_does_not_know_the_published_instances() -> None:
     library_modules = {"dispatchgym.envs.jobshop.library", "dispatchgym.envs.jobshop.taillard"}
     training = [f"dispatchgym.agents.training.{file.stem}" for file in (ROOT / "agents" / "training").glob("*.py")]
     assert "dispatchgym.agents.training.run" in training
-    for start in ("dispatchgym.agents.shop_vec_env", "dispatchgym.agents.shop_runs", *training):
+    for start in ("dispatchgym.agents.shop_world", "dispatchgym.agents.shop_runs", *training):
         assert not reached(start) & library_modules, start
     assert reached("dispatchgym.agents.evaluation.suites") >= library_modules
 
@@ -104,7 +112,7 @@ def sizes(instances: Iterable[Instance]) -> list[tuple[int, int]]:
 
 
 def test_a_curriculum_goes_by_the_number_of_the_rollout() -> None:
-    env = ShopVecEnv(CURRICULUM, ShopConfig(), RolloutConfig(2, 2))
+    env = GraphVecEnv(ShopWorld(ShopConfig(), CURRICULUM), RolloutConfig(2, 2))
     seen = []
     for _ in range(4):
         env.reset()
@@ -117,7 +125,7 @@ def test_a_curriculum_goes_by_the_number_of_the_rollout() -> None:
 
 def test_validation_judges_by_the_last_sizes() -> None:
     config = replace(load(None), instances=CURRICULUM)
-    assert set(sizes(Validation(config).instances)) == {(6, 4)}
+    assert set(sizes(examined(config))) == {(6, 4)}
 
 
 def test_a_curriculum_without_stages_changes_nothing() -> None:
