@@ -83,6 +83,8 @@ def apply(
         if n <= 0:
             _repair(counts, first, NOTHING, r, n)
             continue
+        if where == _WAITING and s.req[r].ousted == e.steps + 1:
+            continue  # preempted for those before it, as the plan allows
         if where == _RUNNING:
             if s.req[r].granted > 0:
                 if e.group == _NONE:  # the others of an interrupted step come with the first
@@ -99,7 +101,7 @@ def apply(
             _repair(counts, first, NOTHING, r, n)
         elif got == NO_SLOT:
             _repair(counts, first, CROWDED, r, n)
-        elif got < 0:
+        elif got < 0 and s.req[r].ousted != e.steps + 1:
             _repair(counts, first, FULL, r, n)
     if e.batch == 0 and e.running + e.waiting > 0:
         if len(grants) > 0:

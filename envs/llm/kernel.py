@@ -255,6 +255,7 @@ def preempt(s: State, r: int, how: int) -> None:
     leave_group(s, r)
     e.preempted += 1
     q.preemptions += 1
+    q.ousted = e.steps + 1
     used = blocks_for(s, q.computed)
     if how == _SWAP and used > 0 and used <= e.host_free:
         q.host_blocks = used

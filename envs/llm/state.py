@@ -67,6 +67,7 @@ REQUEST = np.dtype(
         ("service_s", np.float64),
         ("queued_s", np.float64),  # when it last entered the queue
         ("run_s", np.float64),  # end of the last step it took part in
+        ("ousted", np.int64),  # number of the step that it was last preempted for, from 1
         ("preemptions", np.int32),
         ("accepted", np.int32),  # speculative tokens kept
         ("drafted", np.int32),  # and tried
