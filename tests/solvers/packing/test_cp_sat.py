@@ -214,3 +214,21 @@ def test_what_cannot_be_solved_is_refused() -> None:
     spread = (Workload("s", spread=(Spread("zone", (("app", "x"),)),)),)
     with pytest.raises(UsageError, match="topology spread"):
         cp_sat.solve(PackingInstance("spread", instance.nodes, instance.pods, spread), {})
+
+
+def test_a_hint_is_kept_if_it_is_better_and_moves_are_counted_from_what_runs() -> None:
+    instance = PackingInstance(
+        "pair", Nodes(np.array([[10, 10]] * 2)), Pods(np.array([[5, 5], [5, 5], [9, 9]]), priority=np.array([2, 2, 1]))
+    )
+    now, better = {0: 0, 1: 1}, {0: 1, 1: 1, 2: 0}
+    for method in ("anytime", "tiers"):
+        kept = cp_sat.solve(instance, now, method=method, hint=better, time_limit=0.0)  # type: ignore[arg-type]
+        assert (kept.placed, kept.moves, kept.plan.now) == ((2, 1), 1, now)
+    worse = cp_sat.solve(instance, now, hint={0: 0}, time_limit=0.0)
+    assert worse.plan.then == now
+    solved = cp_sat.solve(instance, now, hint=better)
+    assert (solved.placed, solved.moves, solved.status) == ((2, 1), 1, "optimal")
+    with pytest.raises(InvalidScheduleError):
+        cp_sat.solve(instance, now, hint={0: 0, 2: 0})
+    with pytest.raises(UsageError, match="pod 2 is in the hint"):
+        cp_sat.solve(instance, now, hint=better, gone=frozenset((2,)))
