@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
+from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.registry import Registry
 
 SERVERS: Mapping[str, tuple[str, str]] = {
@@ -26,7 +27,15 @@ def main(argv: list[str]) -> int:
         print(_help(), file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
     servers = Registry("server", {name: target for name, (target, _) in SERVERS.items()})
-    code: int = servers[argv[0]](argv[1:])
+    try:
+        server = servers[argv[0]]
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("dispatchgym"):
+            raise
+        raise UsageError(
+            f"serve {argv[0]} needs {error.name}, which is not installed: pip install 'dispatchgym[kubernetes]'"
+        ) from None
+    code: int = server(argv[1:])
     return code
 
 
