@@ -2,10 +2,10 @@
 
 On the CPU: stock PPO with our environment, buffer and policy beside sb3-contrib's MaskablePPO on our padded
 environment, in turns in one run, one thread each: 15x15, 16 environments, as many decisions per iteration, as many
-epochs, minibatches as large, networks of 3 rounds and width 64 over the same graph: the peer's once with a plain
-GIN, to which all links are alike, and once with a matrix a link, which our network has, too. A decision is a choice
-that a network made; the peer's is asked about forced moves, which we carry out, and they count as its decisions.
-Steps are operations dispatched, forced ones included.
+epochs, minibatches as large, networks of 3 rounds over the same graph: the peer's once with a plain GIN, to which all
+links are alike, and once with a matrix a link, which our network has, too; ours with no more weights than the plain
+GIN. A decision is a choice that a network made; the peer's is asked about forced moves, which we carry out, and they
+count as its decisions. Steps are operations dispatched, forced ones included.
 
 With --gpu: the shipped recipe of the classic shop on a GPU, what its time goes into, and what bounds it.
 With --five-minutes: what PPO reaches with that recipe in a wall budget, without its warm start, judged on Taillard's
@@ -45,6 +45,7 @@ PEERS = ROOT / ".venv-peers" / "bin" / "python"
 RECIPE = ROOT / "configs" / "jobshop" / "taillard.yaml"
 WIDTH, ROUNDS, EPOCHS, MINIBATCH, ENVS = 64, 3, 4, 128, 16
 OPERATIONS = 15 * 15
+GIN_SIZED = {"jobs": 32, "ops": 24}  # widths at which our network has no more weights than the plain GIN of width 64
 HUBS = {"jobs": "false", "ops": "true"}  # as in the recipes: with a node a job, attention is enough
 RIVALS = {"jobs": ["next"], "ops": ["first", "needs"]}
 PUBLISHED_GREEDY = 13.4  # the best mean gap of a greedy learned dispatcher on Taillard's instances that we know of
@@ -83,7 +84,7 @@ class Peer:
 
 def beside_maskable_ppo(graph: str, repeats: int, envs: int, extractors: Sequence[str]) -> list[Row]:
     """Our iterations and the peer's in turns, 15x15."""
-    encoder = f"width: {WIDTH}, layers: {ROUNDS}, heads: 4, hubs: {HUBS[graph]}, rivals: {RIVALS[graph]}"
+    encoder = f"width: {GIN_SIZED[graph]}, layers: {ROUNDS}, heads: 4, hubs: {HUBS[graph]}, rivals: {RIVALS[graph]}"
     config = load(
         None,
         [
