@@ -27,7 +27,7 @@ from dispatchgym.serving.kube.one_packet import OnePacketHttp
 from dispatchgym.serving.kube.policies import PLUG_INS, load_policy
 from dispatchgym.serving.kube.scheduler_api import KubeApi
 from dispatchgym.serving.kube.security import Access
-from dispatchgym.serving.kube.server import build_app
+from dispatchgym.serving.kube.server import build_app, spare_the_collector
 from dispatchgym.solvers.packing.rules import RULES
 
 PORT = 8888
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         follower = Follower(api, state, decisions, metrics) if api is not None else None
         server = uvicorn.Server(
             uvicorn.Config(
-                build_app(extender, access, follower),
+                build_app(extender, access, follower, spare_the_collector),
                 host=options.host,
                 port=options.port,
                 http=OnePacketHttp,

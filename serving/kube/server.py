@@ -12,6 +12,7 @@ its own and a latency budget. `explain` has none and runs beside them.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -73,14 +74,34 @@ class Readiness:
         return ""
 
 
-def build_app(extender: Extender, access: Access, follower: Follower | None = None) -> App:
-    """The application, guarded by `access`. Its lifespan warms the policy up and follows the cluster."""
+def spare_the_collector() -> None:
+    """Take what has been loaded so far out of the garbage collector's rounds.
+
+    Compilers and libraries leave about a million objects behind; a full round over them stops the process for a tenth
+    of a second and more, in the middle of some pod's request.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def build_app(
+    extender: Extender,
+    access: Access,
+    follower: Follower | None = None,
+    when_warm: Callable[[], None] = lambda: None,
+) -> App:
+    """The application, guarded by `access`. Its lifespan warms the policy up and follows the cluster.
+
+    Args:
+        when_warm: called once the policy has been asked for the first time.
+    """
     metrics = extender.metrics
     ready = Readiness(follower)
 
     def warm_up() -> None:
         try:
             extender.advisor.warm_up([RulePolicy(name) for name in PLAIN_RULES])
+            when_warm()
             ready.is_warm.set()
         except Exception:  # said by /readyz and in the log; the server answers neutral scores meanwhile
             log.exception("policy %s cannot be asked", extender.advisor.policy.name)
