@@ -7,9 +7,8 @@ import math
 import shlex
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +25,8 @@ from dispatchgym.agents.simulation.names import parameter, scheduler
 from dispatchgym.agents.simulation.report import write_report
 from dispatchgym.agents.simulation.runs import Run, Setting
 from dispatchgym.agents.simulation.table import print_runs
-from dispatchgym.envs.api import InvalidPlanError, UsageError
+from dispatchgym.agents.simulation.workers import workers
+from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm import workloads
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.profile import load_profile, profile_names
@@ -105,6 +105,9 @@ class Options:
     seed: int = 0
     """Of everything that is drawn: workloads, and schedulers that draw."""
 
+    processes: int = 0
+    """Schedulers that run at the same time, each in a process; 0 for as many as there are cores."""
+
     out: Path | None = None
     """Folder of results.json, summary.json and report.html [out/simulate-TRACE]."""
 
@@ -150,7 +153,7 @@ def main(argv: list[str]) -> int:
     make_writable(folder, 1 << 20)
     begun = datetime.now(UTC).isoformat(timespec="seconds")
     searches = options.capacity and running.has_slos(workload) and math.isfinite(running.rate_per_s(workload))
-    runs, pressed = _run(schedulers, setting, options.target if searches else None, err)
+    runs, pressed = _run(schedulers, setting, options.target if searches else None, options.processes, err)
     found = answer(runs, workload, options.target)
     head = {
         "format": "dispatchgym/simulation-summary",
@@ -229,35 +232,31 @@ def _engine(options: Options) -> EngineConfig:
 
 
 def _run(
-    schedulers: Mapping[str, running.Make], setting: Setting, target: float | None, console: Console
+    schedulers: Mapping[str, running.Make], setting: Setting, target: float | None, processes: int, console: Console
 ) -> tuple[list[Run], list[Run]]:
     """Every scheduler on the workload as it is, with its capacity where a target is given; and all under pressure.
 
     Pressure is the greatest rate that one of them carries, if that is more than the workload's own.
     """
-    done: list[Run] = []
-    near = 1.0
-    with progress(len(schedulers) * (1 if target is None else 3), console) as advance:
-        for name, make in schedulers.items():
-            each = running.run(name, make, setting)
+    (first, make), *others = schedulers.items()
+    with progress(len(schedulers) * (1 if target is None else 2), console) as advance, workers(processes) as submit:
+        done = [running.judge(first, make, setting, target)]
+        advance(first)
+        # The capacity of one is hardly far from that of another.
+        near = (done[0].capacity.scale if done[0].capacity else None) or 1.0
+        waiting = [submit(running.judge, name, make, setting, target, near) for name, make in others]
+        for (name, _), each in zip(others, waiting, strict=True):
+            done.append(each.result())
             advance(name)
-            if target is not None and each.metrics is not None:
-                try:
-                    found = running.capacity(partial(running.attainment, make, setting), target, near)
-                    near = found.scale or near  # the next one's is hardly far from it
-                    each = replace(each, capacity=found)
-                except InvalidPlanError as error:
-                    each = replace(each, record=None, metrics=None, message=str(error))
-                advance(f"{name}, capacity")
-            done.append(each)
         scale = max((run.capacity.scale or 0.0 for run in done if run.capacity and not run.oracle), default=0.0)
         if scale <= 1.0:
             return done, []
+        fine = [run.name for run in done if run.metrics is not None]
+        waiting = [submit(running.run, name, schedulers[name], setting, scale) for name in fine]
         pressed = []
-        for run in done:
-            if run.metrics is not None:
-                pressed.append(running.run(run.name, schedulers[run.name], setting, scale))
-                advance(f"{run.name}, under pressure")
+        for name, each in zip(fine, waiting, strict=True):
+            pressed.append(each.result())
+            advance(f"{name}, under pressure")
         return done, pressed
 
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,17 @@ def run(name: str, make: Make, setting: Setting, scale: float = 1.0) -> Run:
     if record is not None:
         metrics = measure(record)
     return Run(name, oracle, record, metrics, wall, cpu, message, scale)
+
+
+def judge(name: str, make: Make, setting: Setting, target: float | None, near: float = 1.0) -> Run:
+    """The scheduler on the workload as it is, and its capacity where a target is given, searched from `near`."""
+    found = run(name, make, setting)
+    if target is None or found.metrics is None:
+        return found
+    try:
+        return replace(found, capacity=capacity(partial(attainment, make, setting), target, near))
+    except InvalidPlanError as error:
+        return replace(found, record=None, metrics=None, message=str(error))
 
 
 def attainment(make: Make, setting: Setting, scale: float) -> float:

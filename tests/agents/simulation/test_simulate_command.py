@@ -13,7 +13,8 @@ from dispatchgym.agents.simulation.command import main
 from dispatchgym.envs.api import InvalidInstanceError, UnknownNameError, UsageError
 from dispatchgym.envs.llm.metrics import Metrics
 
-SMALL = ["--trace", "azure-2023-conv-twin", "--requests", "80", "--kv-blocks", "1500"]
+HERE = ["--processes", "1"]
+SMALL = ["--trace", "azure-2023-conv-twin", "--requests", "80", "--kv-blocks", "1500", *HERE]
 
 
 class Page(HTMLParser):
@@ -74,8 +75,9 @@ def test_the_files_and_the_answer(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_the_same_command_gives_the_same_numbers(tmp_path: Path) -> None:
     found = []
-    for name in ("one", "two"):
-        assert main([*SMALL, "--schedulers", "vllm", "--seed", "3", "--out", str(tmp_path / name)]) == 0
+    for name, processes in (("one", "1"), ("two", "2")):  # in this process, and in workers
+        several = ["--schedulers", "vllm,orca,sarathi", "--seed", "3", "--processes", processes]
+        assert main([*SMALL, *several, "--out", str(tmp_path / name)]) == 0
         rows = json.loads((tmp_path / name / "results.json").read_text())
         found.append([(row["metrics"], row["capacity"]) for row in rows])
         assert not (tmp_path / name / "report.html").exists()
@@ -86,7 +88,10 @@ def test_own_traffic_with_classes_and_slos(tmp_path: Path, capsys: pytest.Captur
     rows = [f"{k / 10},{100 + k},{5 + k % 7},{'chat' if k % 3 else 'search'},{1 if k % 3 else ''}" for k in range(60)]
     trace = tmp_path / "mine.csv"
     trace.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens,class,ttft_slo_s", *rows[::-1]]))
-    assert main(["--trace", str(trace), "--schedulers", "vllm,edf", "--report", "--out", str(tmp_path / "out")]) == 0
+    assert (
+        main(["--trace", str(trace), "--schedulers", "vllm,edf", "--report", *HERE, "--out", str(tmp_path / "out")])
+        == 0
+    )
     assert "not in order of arrival (line 3); sorted" in capsys.readouterr().err
     row = json.loads((tmp_path / "out" / "results.json").read_text())[0]
     assert set(row["metrics"]["classes"]) == {"chat", "search"}
@@ -95,7 +100,7 @@ def test_own_traffic_with_classes_and_slos(tmp_path: Path, capsys: pytest.Captur
 
 def test_an_offline_batch_has_no_capacity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--trace", "past-future", "--set", "distribution=3", "--requests", "30", "--schedulers", "vllm,orca"]
-    assert main([*arguments, "--report", "--out", str(tmp_path)]) == 0
+    assert main([*arguments, "--report", *HERE, "--out", str(tmp_path)]) == 0
     assert all(row["capacity"] is None for row in json.loads((tmp_path / "results.json").read_text()))
     assert "The batch takes" in capsys.readouterr().out
 
