@@ -136,7 +136,7 @@ def test_the_page_says_how_to_go_on(page: Page, tmp_path: Path) -> None:
 
 def test_every_size_is_held_to_its_best_rule(page: Page) -> None:
     assert page.rows == [
-        ["jobs x machines", "lrpt", "<b>", "policy", "ahead of the best rule"],
+        ["size", "lrpt", "<b>", "policy", "ahead of the best rule"],
         ["3x3", "10.00", "12.00", "11.00", "-1.00"],
         ["4x3", "30.00", "24.00", "19.00", "+5.00"],
         ["all", "20.00", "18.00", "15.00", "+3.00"],
