@@ -28,8 +28,12 @@ class Answer:
     lines: tuple[str, ...]
 
 
-def answer(runs: Sequence[Run], workload: Workload, target: float) -> Answer:
-    """The answer from these runs; the first scheduler is what the others are compared with."""
+def answer(runs: Sequence[Run], pressed: Sequence[Run], workload: Workload, target: float) -> Answer:
+    """The answer from these runs; the first scheduler is what the others are compared with.
+
+    Args:
+        runs: the workload as it comes. pressed: at the greatest rate that one of them carries, if that is more.
+    """
     fine = [run for run in runs if run.metrics is not None]
     real = [run for run in fine if not run.oracle]
     if not real:
@@ -42,6 +46,7 @@ def answer(runs: Sequence[Run], workload: Workload, target: float) -> Answer:
         lines.append(_at_capacity(best, base, rate, target))
     if refused := _m(best).rejected:
         lines.append(f"{refused:,} requests were refused on arrival: the KV pool can never hold them.")
+    lines += _price(pressed, best, base, rate)
     lines += _tails(real, base)
     lines += _costs(best, base)
     lines += _oracles(fine)
@@ -124,6 +129,20 @@ def _at_capacity(best: Run, base: Run, rate: float, target: float) -> str:
     if best is not base and base.capacity is not None:
         said += f" and {says(base)}"
     return f"{said}; the search is {100 * FINENESS:.1f} % fine."
+
+
+def _price(pressed: Sequence[Run], best: Run, base: Run, rate: float) -> list[str]:
+    """How late the late ones are under the best, where they are later than under the base."""
+    by_name = {run.name: run for run in pressed if run.metrics is not None}
+    if best is base or not {best.name, base.name} <= by_name.keys():
+        return []
+    late, usual = (_m(by_name[run.name]).ttft_s.p99 for run in (best, base))
+    if not late > 1.25 * usual:
+        return []
+    return [
+        f"The price: at {pressed[0].scale * rate:.3g} requests a second one in a hundred waits {_seconds(late)} and "
+        f"more for its first token under {best.name}, {_seconds(usual)} under {base.name}."
+    ]
 
 
 def _tails(real: Sequence[Run], base: Run) -> list[str]:

@@ -71,7 +71,7 @@ def line_chart(
         if x.low <= x.of(at) <= x.high:
             parts.append(
                 f'<line class="grid zero" stroke-dasharray="4 3" x1="{x(at):.1f}" x2="{x(at):.1f}" y1="{TOP}" '
-                f'y2="{plot}"/><text class="tick" x="{x(at) + 4:.1f}" y="{TOP + 9}">{escape(name)}</text>'
+                f'y2="{plot}"/><text class="tick" x="{x(at) + 4:.1f}" y="{plot - 6}">{escape(name)}</text>'
             )
     for line in lines:
         path = "M" + "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in line.points)

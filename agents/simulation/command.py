@@ -154,7 +154,7 @@ def main(argv: list[str]) -> int:
     begun = datetime.now(UTC).isoformat(timespec="seconds")
     searches = options.capacity and running.has_slos(workload) and math.isfinite(running.rate_per_s(workload))
     runs, pressed = _run(schedulers, setting, options.target if searches else None, options.processes, err)
-    found = answer(runs, workload, options.target)
+    found = answer(runs, pressed, workload, options.target)
     head = {
         "format": "dispatchgym/simulation-summary",
         "schema": 1,

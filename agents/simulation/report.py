@@ -72,7 +72,6 @@ def write_report(
         _header(head, setting, runs),
         _alarm((*runs, *pressed)),
         _answer(found),
-        _legend(runs, tones),
         "<section><h2>The traffic as it comes</h2>",
         _table(runs, tones, found.best),
         _classes(runs, tones),
@@ -85,7 +84,7 @@ def write_report(
             f"<section><h2>Under pressure: {scale:.3g} times this traffic</h2>",
             f"<p>The same requests at {scale * rate:.3g} a second: the most that one of the schedulers carries with "
             f"{100 * head['target']:.0f} % of them in time.</p>",
-            _table(pressed, tones, found.best),
+            _table(pressed, tones, found.best, explained=False),
             _classes(pressed, tones),
             _curves(setting, pressed, tones, head["target"]),
             "</section>",
@@ -150,7 +149,7 @@ def _name_cell(run: Run, tones: Mapping[str, str]) -> str:
     return f'<td style="{tones[run.name]}"><span class="dotmark"></span>{escape(run.name)}{told}</td>'
 
 
-def _table(runs: Sequence[Run], tones: Mapping[str, str], best: str | None) -> str:
+def _table(runs: Sequence[Run], tones: Mapping[str, str], best: str | None, explained: bool = True) -> str:
     columns = [c for c in COLUMNS if any(cell(c, run) != "-" for run in runs)]
     head = "".join(f'<th title="{escape(c.meaning)}">{escape(c.title)}</th>' for c in columns)
     rows = []
@@ -160,9 +159,10 @@ def _table(runs: Sequence[Run], tones: Mapping[str, str], best: str | None) -> s
         failed = "failed" if run.metrics is None else ""
         rows.append(f'<tr class="{failed}">{_name_cell(run, tones)}{cells}</tr>')
     meanings = "; ".join(f"{c.title}: {c.meaning}" for c in columns)
+    says = f"Shaded: the scheduler to take. {meanings}." if explained else "Columns as above."
     return (
         f'<div class="scroll"><table><thead><tr><th>scheduler</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody>'
-        f'</table></div><p class="soft">Shaded: the scheduler to take. {escape(meanings)}.</p>'
+        f'</table></div><p class="soft">{escape(says)}</p>'
     )
 
 

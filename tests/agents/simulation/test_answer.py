@@ -30,7 +30,7 @@ def made(name: str, carries: float | str | None = "unknown", oracle: bool = Fals
 
 
 def test_the_best_is_named_with_its_gain_over_the_first() -> None:
-    found = answer([made("vllm", 4.0), made("laps", 5.0), made("orca", 2.0)], TRAFFIC, 0.9)
+    found = answer([made("vllm", 4.0), made("laps", 5.0), made("orca", 2.0)], [], TRAFFIC, 0.9)
     assert found.best == "laps"
     assert found.headline.startswith("Take laps: one engine then carries 25 % more traffic than with vllm, with")
     assert "every scheduler keeps the SLOs of at least 99 %" in found.lines[0]
@@ -38,23 +38,23 @@ def test_the_best_is_named_with_its_gain_over_the_first() -> None:
 
 
 def test_a_gain_within_the_fineness_is_no_reason_to_change() -> None:
-    found = answer([made("vllm", 4.0), made("laps", 4.13)], TRAFFIC, 0.9)
+    found = answer([made("vllm", 4.0), made("laps", 4.13)], [], TRAFFIC, 0.9)
     assert found.best == "vllm"
     assert found.headline.startswith("Stay with vllm")
 
 
 def test_an_oracle_is_a_mark_and_never_the_answer() -> None:
-    found = answer([made("vllm", 4.0), made("mc-sf", 9.0, oracle=True)], TRAFFIC, 0.9)
+    found = answer([made("vllm", 4.0), made("mc-sf", 9.0, oracle=True)], [], TRAFFIC, 0.9)
     assert found.best == "vllm"
     assert "mc-sf is told every output length beforehand" in found.lines[-1]
-    assert answer([made("mc-sf", 9.0, oracle=True)], TRAFFIC, 0.9).best is None
+    assert answer([made("mc-sf", 9.0, oracle=True)], [], TRAFFIC, 0.9).best is None
 
 
 def test_failed_schedulers_are_passed_over_even_as_the_first() -> None:
     failed = replace(made("vllm"), metrics=None, message="broke")
-    found = answer([failed, made("orca", 2.0), made("laps", 6.0)], TRAFFIC, 0.9)
+    found = answer([failed, made("orca", 2.0), made("laps", 6.0)], [], TRAFFIC, 0.9)
     assert "carries 3.0 times the traffic that it carries with orca, with the same" in found.headline
-    assert answer([failed], TRAFFIC, 0.9).best is None
+    assert answer([failed], [], TRAFFIC, 0.9).best is None
 
 
 def test_late_requests_waste_and_repairs_are_told() -> None:
@@ -62,27 +62,37 @@ def test_late_requests_waste_and_repairs_are_told() -> None:
         made("vllm", 0.5, attainment=0.4, recompute_tax=0.2, preemptions=1234, ttft_s=Spread(9, 9, 9, 9.0)),
         made("laps", None, attainment=0.8, repairs={"budget": 3, "blocks": 4}, ttft_s=Spread(1, 1, 1, 1.5)),
     ]
-    found = answer(runs, TRAFFIC, 0.9)
+    found = answer(runs, [], TRAFFIC, 0.9)
     text = " ".join(found.lines)
     assert "laps keeps the SLOs of 80.0 % of the requests, vllm of 40.0 %" in text
     assert "vllm spends 20.0 % of its computing on tokens it had computed before (1,234 preemptions)" in text
     assert "within 1.5 s under laps and within 9.0 s under vllm" in text
     assert found.best == "vllm"  # it carries half of the traffic, laps not even a sixteenth
-    with_repairs = answer([runs[1], runs[0]], TRAFFIC, 0.9)
+    with_repairs = answer([runs[1], runs[0]], [], TRAFFIC, 0.9)
     assert "had to repair 7 things in the plans of laps" in " ".join(with_repairs.lines)
     assert with_repairs.headline == "Take vllm: with laps one engine does not carry even a sixteenth of this traffic."
 
 
 def test_a_batch_is_judged_by_its_tokens_a_second() -> None:
-    found = answer([made("vllm", throughput_tps=100.0), made("batch-llm", throughput_tps=150.0)], BATCH, 0.9)
+    found = answer([made("vllm", throughput_tps=100.0), made("batch-llm", throughput_tps=150.0)], [], BATCH, 0.9)
     assert found.headline == "Take batch-llm: one engine then gives 50 % more tokens a second than with vllm."
     assert found.lines[0].startswith("The batch takes 6.0 s under vllm")
 
 
 def test_an_open_capacity_says_so() -> None:
-    found = answer([made("vllm", 1.0), made("laps", MOST_SCALE)], TRAFFIC, 0.9)
+    found = answer([made("vllm", 1.0), made("laps", MOST_SCALE)], [], TRAFFIC, 0.9)
     assert "512 or more requests a second under laps" in found.lines[1]
 
 
 def test_one_scheduler_alone_is_no_comparison() -> None:
-    assert answer([made("vllm", 4.0)], TRAFFIC, 0.9).headline.startswith("Only vllm was run")
+    assert answer([made("vllm", 4.0)], [], TRAFFIC, 0.9).headline.startswith("Only vllm was run")
+
+
+def test_the_price_of_a_gain_is_told() -> None:
+    pressed = [
+        replace(made("vllm", ttft_s=Spread(1, 1, 1, 12.0)), scale=5.0),
+        replace(made("laps", ttft_s=Spread(1, 1, 1, 52.0)), scale=5.0),
+    ]
+    found = answer([made("vllm", 4.0), made("laps", 5.0)], pressed, TRAFFIC, 0.9)
+    assert "at 10 requests a second one in a hundred waits 52.0 s and more" in " ".join(found.lines)
+    assert "The price" not in " ".join(answer([made("laps", 5.0), made("vllm", 4.0)], pressed, TRAFFIC, 0.9).lines)

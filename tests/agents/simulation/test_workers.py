@@ -11,7 +11,7 @@ from dispatchgym.envs.api import UsageError
 
 
 def test_a_worker_that_dies_is_told_with_the_way_out() -> None:
-    with pytest.raises(UsageError, match="a worker process died, .* fewer --processes"), workers(2) as submit:
+    with pytest.raises(UsageError, match=r"a worker process died, .* fewer --processes"), workers(2) as submit:
         submit(os._exit, 3).result()
 
 
