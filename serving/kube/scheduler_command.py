@@ -9,11 +9,11 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from prometheus_client import generate_latest
@@ -28,7 +28,7 @@ from dispatchgym.serving.kube.scheduler_api import KubeApi
 from dispatchgym.serving.kube.scheduler_events import Recorder
 from dispatchgym.serving.kube.scheduler_lease import Election, LeaseSettings
 from dispatchgym.serving.kube.scheduler_metrics import SchedulerMetrics
-from dispatchgym.serving.kube.scheduler_repack import RepackSettings, plan_by_cp_sat
+from dispatchgym.serving.kube.scheduler_repack import RepackSettings, plan_by_cp_sat, plan_by_repair
 from dispatchgym.serving.kube.scheduler_repacker import Repacker
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,8 @@ class KubeScheduler:
         leader_election: of several replicas one decides; off for a single one.
         lease: which Lease, and its times.
         repack_s: how often to look for a better placement while pods fit nowhere; 0 for never.
-        plan_s: how long the solver may take.
+        planner: cp-sat (most pods, few moves, with proof) or repair (local search: milliseconds will do).
+        plan_s: how long the planner may take.
         allow_evictions: carry plans out, through the Eviction API and as far as disruption budgets allow.
         repack: how patiently.
         plan: print a plan for the cluster as it stands, and end.
@@ -74,16 +75,11 @@ class KubeScheduler:
     leader_election: bool = True
     lease: LeaseSettings = field(default_factory=LeaseSettings)
     repack_s: float = 60.0
+    planner: Literal["cp-sat", "repair"] = "cp-sat"
     plan_s: float = 10.0
     allow_evictions: bool = False
     repack: RepackSettings = field(default_factory=RepackSettings)
     plan: bool = False
-
-    def __post_init__(self) -> None:
-        if self.latency_budget_ms <= 0 or self.plan_s <= 0 or self.repack_s < 0:
-            raise UsageError("--latency-budget-ms and --plan-s must be positive, --repack-s not negative")
-        if self.plan and self.allow_evictions:
-            raise UsageError("--plan prints and ends; leave it out to have plans carried out with --allow-evictions")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -97,7 +93,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def serve(options: KubeScheduler, stop: threading.Event) -> int:
-    """Run the scheduler until `stop`."""
+    """Run the scheduler until `stop`.
+
+    Raises:
+        UsageError: options that do not go together, no cluster.
+    """
+    if options.latency_budget_ms <= 0 or options.plan_s <= 0 or options.repack_s < 0:
+        raise UsageError("--latency-budget-ms and --plan-s must be positive, --repack-s not negative")
+    if options.plan and options.allow_evictions:
+        raise UsageError("--plan prints and ends; leave it out to have plans carried out with --allow-evictions")
     policy = load_policy(options.policy)
     api = KubeApi.connect(
         url=options.api_server,
@@ -122,8 +126,9 @@ def serve(options: KubeScheduler, stop: threading.Event) -> int:
             is_leader=lambda: warm.is_set() and not options.plan and (alone or election.is_leader),
         )  # fmt: skip
         stack.callback(scheduler.stop)
+        planner = plan_by_cp_sat if options.planner == "cp-sat" else plan_by_repair
         repacker = Repacker(
-            scheduler, advisor.filters, api, plan_by_cp_sat(options.plan_s), recorder,
+            scheduler, advisor.filters, api, planner(options.plan_s), recorder,
             every_s=options.repack_s, allow_evictions=options.allow_evictions, settings=options.repack,
             tell=lambda lines: print(*lines, sep="\n", flush=True),
         )  # fmt: skip
@@ -131,7 +136,7 @@ def serve(options: KubeScheduler, stop: threading.Event) -> int:
         if options.plan:
             return _print_plan(scheduler, repacker, stop)
         if options.port:
-            stack.callback(_serve_status(options.host, options.port, scheduler, warm).shutdown)
+            stack.enter_context(_status(options.host, options.port, scheduler, warm))
         while not scheduler.is_synced and not stop.wait(0.05):
             pass
         if not stop.is_set():
@@ -165,8 +170,9 @@ def _print_plan(scheduler: Scheduler, repacker: Repacker, stop: threading.Event)
     return 0
 
 
-def _serve_status(host: str, port: int, scheduler: Scheduler, warm: threading.Event) -> ThreadingHTTPServer:
-    """/metrics, /healthz and /readyz, in a thread."""
+@contextmanager
+def _status(host: str, port: int, scheduler: Scheduler, warm: threading.Event) -> Iterator[None]:
+    """/metrics, /healthz and /readyz, in threads of their own."""
     metrics: SchedulerMetrics = scheduler.metrics
 
     class Handler(BaseHTTPRequestHandler):
@@ -192,7 +198,11 @@ def _serve_status(host: str, port: int, scheduler: Scheduler, warm: threading.Ev
     server = ThreadingHTTPServer((host, port), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, name="status", daemon=True).start()
-    return server
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def _stop_on_signals() -> threading.Event:

@@ -28,12 +28,13 @@ from dispatchgym.serving.kube.scheduler_api import NOT_FOUND, TOO_MANY_REQUESTS,
 from dispatchgym.serving.kube.scheduler_metrics import SchedulerMetrics
 from dispatchgym.solvers.packing import cp_sat
 from dispatchgym.solvers.packing.plan import Hosts, Plan, placed_by_priority
+from dispatchgym.solvers.packing.repair import repair
 
 log = logging.getLogger(__name__)
 
 
 class Planner(Protocol):
-    """Where everything should run; `plan_by_cp_sat` makes one."""
+    """Where everything should run; `plan_by_cp_sat` and `plan_by_repair` make one."""
 
     def __call__(self, instance: PackingInstance, now: Hosts) -> tuple[Plan, str]:
         """The plan, valid and never worse than `now`, and how sure it is, for people."""
@@ -46,6 +47,16 @@ def plan_by_cp_sat(time_limit_s: float = 10.0, workers: int = 1) -> Planner:
     def plan(instance: PackingInstance, now: Hosts) -> tuple[Plan, str]:
         solution = cp_sat.solve(instance, now, time_limit=time_limit_s, workers=workers)
         return solution.plan, "proven best" if solution.is_placing_proven else "best found"
+
+    return plan
+
+
+def plan_by_repair(time_limit_s: float = 0.05) -> Planner:
+    """Local search for milliseconds; see `solvers.packing.repair`."""
+
+    def plan(instance: PackingInstance, now: Hosts) -> tuple[Plan, str]:
+        found = repair(instance, now, time_limit=time_limit_s)
+        return found.plan, "everything placed" if found.is_all_placed else "best found"
 
     return plan
 

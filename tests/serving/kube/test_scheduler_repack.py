@@ -15,7 +15,14 @@ from dispatchgym.serving.kube.filters import Filters
 from dispatchgym.serving.kube.scheduler import Scheduler
 from dispatchgym.serving.kube.scheduler_api import KubeApi
 from dispatchgym.serving.kube.scheduler_events import Recorder
-from dispatchgym.serving.kube.scheduler_repack import RepackSettings, blocked_by_budget, in_order, plan_by_cp_sat
+from dispatchgym.serving.kube.scheduler_repack import (
+    Planner,
+    RepackSettings,
+    blocked_by_budget,
+    in_order,
+    plan_by_cp_sat,
+    plan_by_repair,
+)
 from dispatchgym.serving.kube.scheduler_repacker import Repacker
 from dispatchgym.solvers.packing.plan import Plan
 from tests.serving.kube.api_server import ApiServer
@@ -36,12 +43,19 @@ def budget(name: str, least: int, **labels: str) -> Json:
     return {"metadata": {"name": name}, "spec": {"minAvailable": least, "selector": {"matchLabels": labels}}}
 
 
-def repacker(server: ApiServer, scheduler: Scheduler, *, allow: bool, told: list[str] | None = None) -> Repacker:
+def repacker(
+    server: ApiServer,
+    scheduler: Scheduler,
+    *,
+    allow: bool,
+    told: list[str] | None = None,
+    planner: Planner | None = None,
+) -> Repacker:
     api = KubeApi.connect(url=server.url)
     recorder = Recorder(api, "dispatchgym", "test")
     said = told if told is not None else []
     return Repacker(
-        scheduler, Filters(scheduler.state), api, plan_by_cp_sat(20.0), recorder,
+        scheduler, Filters(scheduler.state), api, planner or plan_by_cp_sat(20.0), recorder,
         allow_evictions=allow, settings=QUICK, tell=said.extend,
     )  # fmt: skip
 
@@ -71,6 +85,15 @@ def test_a_plan_moves_a_pod_so_that_a_large_one_fits(server: ApiServer) -> None:
     assert len(server.sent("POST", "/eviction$")) == 1
     assert sorted(hosts.values()) in (["a", "a", "b"], ["a", "b", "b"])
     assert told[0] == "plan (proven best): 1 pods bound, 1 moved, 0 evicted; running priority 0: 2 -> 3"
+
+
+def test_local_search_plans_too(server: ApiServer) -> None:
+    with running(server) as scheduler:
+        fragmented(server, scheduler)
+        plan = repacker(server, scheduler, allow=True, planner=plan_by_repair(1.0)).look()
+        assert plan is not None
+        assert (plan.before, plan.after, plan.sure) == ((2,), (3,), "everything placed")
+        assert server.wait(all_bound)
 
 
 def test_without_leave_a_plan_is_only_told(server: ApiServer) -> None:
