@@ -130,6 +130,8 @@ class Family:
         noun: what a policy gives: 'schedule'.
         titles: variant -> what a reader calls that world.
         kinds: what readers call each kind of policy, in the order of legends.
+        cards: (label, kinds) of the best policies that a report begins with.
+        shaded: what the shading of a report's tables means.
         notes: (term, explanation as HTML) at the end of a report.
         suites: the named suites.
         made: (form, meaning) of suites that are made on the spot.
@@ -151,6 +153,8 @@ class Family:
     noun: str
     titles: Mapping[str, str]
     kinds: Mapping[Kind, str]
+    cards: Sequence[tuple[str, Sequence[Kind]]]
+    shaded: str
     notes: Sequence[tuple[str, str]]
     suites: Callable[[], Iterable[AnySuite]]
     made: Sequence[tuple[str, str]]

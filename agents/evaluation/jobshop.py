@@ -151,6 +151,13 @@ JOBSHOP = Family(
     noun="schedule",
     titles={str(variant): title for variant, title in WORLDS.items()},
     kinds=KINDS,
+    cards=(
+        ("Best rule that decides as it goes", ("rule", "learned")),
+        ("Best of many runs", ("search",)),
+        ("Best solver", ("solver",)),
+        ("With all shutdowns known beforehand", ("clairvoyant",)),
+    ),
+    shaded="Shaded: the best that is not told the shutdowns beforehand.",
     notes=NOTES,
     suites=suites.SUITES.values,
     made=(

@@ -14,12 +14,14 @@ class Measure:
         unit: behind a number: '%' or ''.
         is_share: differences are points; otherwise they are per cent of the base's value.
         more_is_better: the highest wins.
+        is_all_or_nothing: of one run it is 0 or 100, so that only its mean says something.
     """
 
     title: str
     unit: str = "%"
     is_share: bool = True
     more_is_better: bool = False
+    is_all_or_nothing: bool = False
 
     def better(self, value: float) -> float:
         """A number that is the lower the better."""
@@ -29,7 +31,7 @@ class Measure:
 MEASURES = {
     "gap_pct": Measure("mean gap"),
     "makespan": Measure("mean makespan", "", is_share=False),
-    "improved_pct": Measure("improved on default", more_is_better=True),
+    "improved_pct": Measure("improved on default", more_is_better=True, is_all_or_nothing=True),
     "gpu_allocation_pct": Measure("GPU allocation", more_is_better=True),
     "mean_gpu_allocation_pct": Measure("mean GPU allocation", more_is_better=True),
 }

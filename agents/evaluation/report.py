@@ -87,12 +87,7 @@ def _card(world: str, entries: Sequence[Entry], kinds: Mapping[str, Kind]) -> st
     """What a manager reads: the best policy of each kind in one shop."""
     total = sorted((e for e in entries if e.variant == world and e.group is None), key=ranking)
     lines = []
-    for label, wanted in (
-        ("Best rule that decides as it goes", ("rule", "learned")),
-        ("Best of many runs", ("search",)),
-        ("Best solver", ("solver",)),
-        ("With all shutdowns known beforehand", ("clairvoyant",)),
-    ):
+    for label, wanted in of_variant(world).cards:
         best = next((e for e in total if kinds[e.policy] in wanted and e.mean is not None), None)
         if best is None:
             continue
@@ -141,7 +136,7 @@ def _world(
         parts += ["<h3>Mean of each group</h3>", _group_table(in_shop, total, groups, kinds)]
     if figures := of_variant(world).figures(world, finished, in_shop):
         parts.append(figures)
-    if total[0].metric != "improved_pct":  # which is all or nothing
+    if not MEASURES[total[0].metric].is_all_or_nothing:
         parts += ["<h3>Spread within each group</h3>", _box_plots(world, rows, in_shop, total, groups, kinds)]
     if chart := _anytime(world, finished, rows, kinds):
         parts += ["<h3>What more time buys</h3>", chart]
@@ -154,14 +149,14 @@ def _total_table(total: Sequence[Entry], kinds: Mapping[str, Kind]) -> str:
     base = next((entry.base for entry in total if entry.base), "")
     variant = total[0].variant
     more = of_variant(variant).columns.get(variant, ())
-    has_builder = not more
+    has_builder, has_middle = not more, not MEASURES[total[0].metric].is_all_or_nothing
     head = "".join(
         f'<th class="{css}">{name}</th>'
         for name, css in (
             ("policy", "left"),
             *((("builder", "left"),) if has_builder else ()),
             (MEASURES[total[0].metric].title, ""),
-            ("IQM", ""),
+            *((("IQM", ""),) if has_middle else ()),
             (f"difference to {escape(base)}" if base else "difference", ""),
             ("better&nbsp;/ same&nbsp;/ worse", ""),
             *((name, "") for name, _ in more),
@@ -181,9 +176,8 @@ def _total_table(total: Sequence[Entry], kinds: Mapping[str, Kind]) -> str:
             + (f'<td class="left">{escape(e.builder or "-")}</td>' if has_builder else "")
             + f'<td class="{"best" if e.mean is not None and e.mean == best else ""}">{number(e.mean, e.metric)}'
             f'<span class="spread">{interval(e.mean_interval, e.metric)}</span></td>'
-            f"<td>{number(e.interquartile_mean, e.metric)}"
-            f'<span class="spread">{interval(e.interquartile_mean_interval, e.metric)}</span></td>'
-            f"<td>{_difference_cell(e)}</td>"
+            + (_middle_cell(e) if has_middle else "")
+            + f"<td>{_difference_cell(e)}</td>"
             f"<td>{f'{pair.better} / {pair.equal} / {pair.worse}' if pair else ''}</td>"
             + "".join(f"<td>{escape(cell(e))}</td>" for _, cell in more)
             + f"<td>{e.proven or ''}</td><td>{e.solved}/{e.runs}</td>"
@@ -195,6 +189,11 @@ def _total_table(total: Sequence[Entry], kinds: Mapping[str, Kind]) -> str:
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
         f'<p class="soft">{escape(caption)}</p>'
     )
+
+
+def _middle_cell(entry: Entry) -> str:
+    spread = interval(entry.interquartile_mean_interval, entry.metric)
+    return f'<td>{number(entry.interquartile_mean, entry.metric)}<span class="spread">{spread}</span></td>'
 
 
 def _difference_cell(entry: Entry) -> str:
@@ -225,7 +224,7 @@ def _group_table(
     return (
         f'<div class="scroll"><table class="groups"><thead><tr><th>{first}</th>{head}</tr></thead>'
         f"<tbody>{''.join(f'<tr>{row}</tr>' for row in body)}</tbody></table></div>"
-        '<p class="soft">Shaded: the best that is not told the shutdowns beforehand.</p>'
+        f'<p class="soft">{of_variant(total[0].variant).shaded}</p>'
     )
 
 

@@ -103,7 +103,7 @@ def _total_table(total: Sequence[Entry], builders: Collection[str], console: Con
         columns["builder"] = lambda e: e.builder or "-"
     columns["mean"] = lambda e: number(e.mean, e.metric)
     columns["95 %"] = lambda e: interval(e.mean_interval, e.metric)
-    if is_wide:
+    if is_wide and not MEASURES[total[0].metric].is_all_or_nothing:
         columns["IQM"] = lambda e: number(e.interquartile_mean, e.metric)
     columns[f"to {base}, {unit}" if is_wide else "diff"] = lambda e: difference(e, has_interval=is_wide)
     columns |= dict(of_variant(total[0].variant).columns.get(total[0].variant, ()) if is_wide else ())

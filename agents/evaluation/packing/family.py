@@ -81,15 +81,13 @@ NOTES = (
 )
 
 
-def _mean_of(name: str, form: str = "{:.1f}", unit: str = "") -> Column:
+def _column(title: str, name: str, form: str = "{:.1f}", unit: str = "") -> Column:
+    """The mean of one of the runs' numbers."""
+
     def cell(entry: Entry) -> str:
         return form.format(entry.means[name]) + unit if name in entry.means else "-"
 
-    return unit, cell
-
-
-def _column(title: str, name: str, form: str = "{:.1f}", unit: str = "") -> Column:
-    return title, _mean_of(name, form, unit)[1]
+    return title, cell
 
 
 def _outcomes(entry: Entry) -> str:
@@ -197,6 +195,12 @@ PACKING = Family(
     noun="placement",
     titles={str(world): title for world, title in TITLES.items()},
     kinds=KINDS,
+    cards=(
+        ("Best that decides as it goes", ("rule", "learned")),
+        ("Best local search", ("search",)),
+        ("Best solver", ("solver",)),
+    ),
+    shaded="Shaded: the best.",
     notes=NOTES,
     suites=suites.SUITES.values,
     made=suites.MADE,
