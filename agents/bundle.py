@@ -32,21 +32,22 @@ from dispatchgym.agents.numpy_network import NumpyNetwork
 from dispatchgym.agents.onnx_file import OnnxFileError
 from dispatchgym.agents.plain_values import build
 from dispatchgym.agents.runtime import RUNTIMES, OneGraph, Runtime, RuntimeName
-from dispatchgym.envs.api import DispatchGymError, GraphSpec
+from dispatchgym.agents.settings import FAMILIES, SPECS, Setting, may_wait, setting_of
+from dispatchgym.envs.api import DispatchGymError, GraphSpec, UsageError
 from dispatchgym.envs.jobshop.batch import ShopConfig
-from dispatchgym.envs.jobshop.graph import SPECS
+from dispatchgym.envs.packing.shortlist import ShortlistConfig
 from dispatchgym.envs.registry import unknown_name
-from dispatchgym.solvers.jobshop.rules import RULES
 
 SCHEMA = 2
 FORMAT = "dispatchgym/policy"
 MANIFEST, WEIGHTS, ONNX, GOLDEN = "manifest.json", "weights.safetensors", "policy.onnx", "golden.npz"
 KEYS = frozenset(
     (
-        "format", "schema", "name", "family", "graph", "spec", "architecture", "shop", "action", "fallback",
+        "format", "schema", "name", "family", "graph", "spec", "architecture", "action", "fallback",
         "seed", "training", "results", "package", "revision", "files",
     )
 )  # fmt: skip
+"""Besides the setting, whose key depends on the family."""
 MOST_BYTES = 16 * 2**20
 """Of each file, and of what golden.npz unpacks to: more is no policy of ours."""
 MOST_WEIGHTS = 8_000_000
@@ -69,16 +70,38 @@ class Bundle:
     Args:
         name: what results call it.
         runtime: computes its logits.
-        shop: variant and builder it was trained for.
+        setting: what it was trained for: variant and builder of a shop, or what may be done on a cluster.
         manifest: everything else it says about itself.
-        digest: sha256 of all that decides what it does: graph, architecture, shop and weights; not of the remarks.
+        digest: sha256 of all that decides what it does: graph, architecture, setting and weights; not of the remarks.
     """
 
     name: str
     runtime: Runtime
-    shop: ShopConfig
+    setting: Setting
     manifest: Mapping[str, Any]
     digest: str
+
+    @property
+    def shop(self) -> ShopConfig:
+        """The setting of a policy for job shops.
+
+        Raises:
+            UsageError: it is for something else.
+        """
+        if not isinstance(self.setting, ShopConfig):
+            raise UsageError(f"bundle {self.name} is for {self.manifest['family']}, not for job shops")
+        return self.setting
+
+    @property
+    def choices(self) -> ShortlistConfig:
+        """The setting of a policy for clusters.
+
+        Raises:
+            UsageError: it is for something else.
+        """
+        if not isinstance(self.setting, ShortlistConfig):
+            raise UsageError(f"bundle {self.name} is for {self.manifest['family']}, not for packing")
+        return self.setting
 
 
 def load(path: Path, runtime: RuntimeName = "torch") -> Bundle:
@@ -102,15 +125,16 @@ def load(path: Path, runtime: RuntimeName = "torch") -> Bundle:
             raise BundleError(f"{contents.at(file)}: its sha256 is not the manifest's; fetch or export the bundle anew")
     spec = SPECS[manifest["graph"]]
     config: PolicyConfig = build(PolicyConfig, manifest["architecture"], "architecture")
-    shop: ShopConfig = build(ShopConfig, manifest["shop"], "shop")
+    family = FAMILIES[manifest["family"]]
+    setting: Setting = build(family.kind, setting_of(manifest), family.key)
     encoder = config.encoder
     if encoder.layers * encoder.width**2 * 12 > MOST_WEIGHTS:
         raise BundleError(f"{path}: a network of width {encoder.width} and {encoder.layers} layers is too large")
     checked_path(spec, encoder.rivals)
-    weights = _weights(contents, weight_shapes(spec, config, has_wait=shop.is_blocking))
+    weights = _weights(contents, weight_shapes(spec, config, has_wait=may_wait(setting)))
     network = _network(contents, runtime, spec, config, weights, ONNX in manifest["files"])
     _replay(contents, network)
-    return Bundle(manifest["name"], network, shop, manifest, _digest(manifest))
+    return Bundle(manifest["name"], network, setting, manifest, _digest(manifest))
 
 
 def stored_weights(path: Path) -> dict[str, npt.NDArray[np.floating]]:
@@ -132,9 +156,10 @@ def find(name: str) -> Path:
     raise unknown_name("bundle", name, shipped())
 
 
-def shipped() -> list[str]:
-    """Names of the bundles that come with the package."""
-    return sorted(folder.name for folder in SHIPPED.glob("*") if (folder / MANIFEST).is_file())
+def shipped(family: str | None = None) -> list[str]:
+    """Names of the bundles that come with the package, of one family or of all."""
+    found = sorted(folder.name for folder in SHIPPED.glob("*") if (folder / MANIFEST).is_file())
+    return [name for name in found if family in (None, manifest_of(SHIPPED / name)["family"])]
 
 
 def manifest_of(path: Path) -> dict[str, Any]:
@@ -207,8 +232,10 @@ def _manifest(contents: _Contents) -> dict[str, Any]:
         raise BundleError(
             f"{path}: has schema {manifest.get('schema')!r:.40}; this version reads {SCHEMA}: export the policy anew"
         )
-    if set(manifest) != KEYS:
-        odd = ", ".join(sorted(set(manifest) ^ KEYS))
+    kind = manifest.get("family")
+    keys = KEYS | {FAMILIES[kind].key} if isinstance(kind, str) and kind in FAMILIES else KEYS | {"shop"}
+    if set(manifest) != keys:
+        odd = ", ".join(sorted(set(manifest) ^ keys))
         raise BundleError(f"{path}: keys missing or not known: {odd:.200}")
     name, files, graph = manifest["name"], manifest["files"], manifest["graph"]
     if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]{1,100}", name):
@@ -220,10 +247,11 @@ def _manifest(contents: _Contents) -> dict[str, Any]:
             raise BundleError(f"{path}: {key} is {manifest[key]!r:.40}; it must be an object")
     if not isinstance(graph, str) or graph not in SPECS:
         raise BundleError(f"{path}: graph {graph!r:.40} is not known; known are: {', '.join(SPECS)}")
-    if not isinstance(manifest["fallback"], str) or manifest["fallback"] not in RULES:
-        raise BundleError(f"{path}: fallback {manifest['fallback']!r:.40} is not a rule; rules are: {', '.join(RULES)}")
     if manifest["family"] != SPECS[graph].family:
         raise BundleError(f"{path}: family {manifest['family']!r:.40} is not that of graph {graph!r}")
+    rules = FAMILIES[manifest["family"]].rules
+    if not isinstance(manifest["fallback"], str) or manifest["fallback"] not in rules:
+        raise BundleError(f"{path}: fallback {manifest['fallback']!r:.40} is not a rule; rules are: {', '.join(rules)}")
     if manifest["spec"] != SPECS[graph].digest:
         raise BundleError(f"{path}: was trained for another version of graph {graph!r}; train it anew")
     return manifest
@@ -234,7 +262,7 @@ def _refuse(constant: str) -> float:
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
-    decides = [manifest[key] for key in ("spec", "architecture", "shop")] + [manifest["files"][WEIGHTS]]
+    decides = [manifest["spec"], manifest["architecture"], setting_of(manifest), manifest["files"][WEIGHTS]]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 

@@ -6,9 +6,9 @@ import hashlib
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -30,35 +30,31 @@ from dispatchgym.agents.bundle import (
     distance,
     load,
 )
-from dispatchgym.agents.forced_moves import step_to_choice
+from dispatchgym.agents.example_graphs import examples
 from dispatchgym.agents.onnx_export import onnx_bytes, require_exporter
 from dispatchgym.agents.plain_values import to_mapping
 from dispatchgym.agents.policy import GraphNetwork
-from dispatchgym.agents.runtime import OneGraph, Runtime, one_of
+from dispatchgym.agents.runtime import OneGraph, Runtime
 from dispatchgym.agents.safe_tensors import placed
+from dispatchgym.agents.settings import FAMILIES, Setting, fallback, may_wait
 from dispatchgym.agents.torch_network import TorchNetwork
 from dispatchgym.agents.training.checkpoint import replace_folder
 from dispatchgym.envs.api import GraphSpec
-from dispatchgym.envs.jobshop.batch import GraphName, ShopBatch, ShopConfig
-from dispatchgym.envs.jobshop.generate import random_instance
-from dispatchgym.solvers.jobshop.rules import RULES
 
 ACTION = (
     "argmax of the logits over the candidates of a decision, ties to the first; candidate -1 is WAIT; "
     "a decision with one candidate is not asked"
 )
 GOLDEN_SIZES = ((4, 3), (6, 4), (3, 6))
-"""Shops of the golden cases, jobs and machines; the last one once more with every link cut."""
+"""Problems of the golden cases, see `example_graphs`; the last one once more with every link cut."""
 PARITY_SIZES = ((2, 8), (7, 5), (15, 15), (25, 4), (40, 10))
-"""Shops on which the runtimes must agree before a bundle is written, each with its links and with all of them cut."""
+"""Problems on which the runtimes must agree before a bundle is written, each also with all links cut."""
 EXAMPLE_SIZE = (5, 4)
-FALLBACK = "lrpt"
-"""Where the network starts as no rule, or as one that is itself too slow to fall back to."""
 
 
 def export(
     network: GraphNetwork,
-    shop: ShopConfig,
+    setting: Setting,
     folder: Path,
     *,
     name: str,
@@ -80,11 +76,11 @@ def export(
         BundleError: what was written does not load, or two runtimes disagree; nothing was replaced.
         UsageError: packages are missing.
     """
-    weights = stored_weights(network, shop)
+    weights = stored_weights(network, setting)
     return write(
-        weights, network.spec, network.config, shop, folder, name, {
+        weights, network.spec, network.config, setting, folder, name, {
             "seed": seed, "training": dict(training), "results": dict(results), "revision": revision,
-            "fallback": network.config.rule if network.config.rule in RULES else FALLBACK,
+            "fallback": fallback(network.spec.graph, network.config.rule),
         }, onnx=onnx,
     )  # fmt: skip
 
@@ -93,7 +89,7 @@ def write(
     weights: Mapping[str, Tensor],
     spec: GraphSpec,
     config: PolicyConfig,
-    shop: ShopConfig,
+    setting: Setting,
     folder: Path,
     name: str,
     remarks: Mapping[str, Any],
@@ -110,10 +106,10 @@ def write(
         files = [WEIGHTS, GOLDEN]
         (new / WEIGHTS).write_bytes(safetensors.torch.save(dict(weights)))
         judge = TorchNetwork(spec, config, {key: value.numpy() for key, value in weights.items()})
-        np.savez_compressed(new / GOLDEN, **_golden(judge, shop))  # type: ignore[arg-type]  # numpy's stub misses **arrays
+        np.savez_compressed(new / GOLDEN, **_golden(judge, setting))  # type: ignore[arg-type]  # numpy's stub misses **arrays
         if onnx:
             files.append(ONNX)
-            example = {key: torch.from_numpy(value) for key, value in _flat(_example(spec, shop), judge).items()}
+            example = {key: torch.from_numpy(value) for key, value in _flat(_example(spec, setting), judge).items()}
             where = placed((new / WEIGHTS).read_bytes())
             (new / ONNX).write_bytes(onnx_bytes(spec, config, weights, example, where, WEIGHTS))
         manifest = {
@@ -124,7 +120,7 @@ def write(
             "graph": spec.graph,
             "spec": spec.digest,
             "architecture": to_mapping(config),
-            "shop": to_mapping(shop),
+            FAMILIES[spec.family].key: to_mapping(setting),
             "action": ACTION,
             **{key: remarks[key] for key in ("fallback", "seed", "training", "results")},
             "package": dispatchgym.__version__,
@@ -134,30 +130,30 @@ def write(
         lines = [f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in manifest.items()]
         (new / MANIFEST).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")  # a line a key: small
         others = [load(new, "numpy").runtime, *([load(new, "onnx").runtime] if onnx else [])]
-        prove(judge, others, shop)
+        prove(judge, others, setting)
         replace_folder(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return load(folder)
 
 
-def stored_weights(network: GraphNetwork, shop: ShopConfig) -> dict[str, Tensor]:
+def stored_weights(network: GraphNetwork, setting: Setting) -> dict[str, Tensor]:
     """What deciding needs; matrices as float16, a rounding below the noise of training."""
     state = network.state_dict()
     return {
         key: (state[key].half() if state[key].dim() == 2 else state[key].float()).cpu().contiguous()
-        for key in weight_shapes(network.spec, network.config, has_wait=shop.is_blocking)
+        for key in weight_shapes(network.spec, network.config, has_wait=may_wait(setting))
     }
 
 
-def prove(judge: Runtime, others: Sequence[Runtime], shop: ShopConfig) -> float:
-    """Largest relative difference of the runtimes' logits over fresh shops, isolated nodes included.
+def prove(judge: Runtime, others: Sequence[Runtime], setting: Setting) -> float:
+    """Largest relative difference of the runtimes' logits over fresh problems, isolated nodes included.
 
     Raises:
         BundleError: it is larger than TOLERANCE.
     """
     largest = 0.0
-    for (jobs, machines), graph in _graphs(judge.spec, shop, PARITY_SIZES, seed=1):
+    for (first, second), graph in examples(judge.spec, setting, PARITY_SIZES, seed=1):
         for shown in (graph, _cut(graph)):
             expected = judge.one(shown)
             for other in others:
@@ -165,7 +161,7 @@ def prove(judge: Runtime, others: Sequence[Runtime], shop: ShopConfig) -> float:
                 if not off <= TOLERANCE:
                     raise BundleError(
                         f"runtimes {judge.name} and {other.name} disagree by {off:.2g} (relative) on a "
-                        f"{jobs}x{machines} shop, more than {TOLERANCE}; nothing was exported"
+                        f"{first}x{second} problem, more than {TOLERANCE}; nothing was exported"
                     )
                 largest = max(largest, off)
     return largest
@@ -181,9 +177,9 @@ def zipped(folder: Path, path: Path) -> None:
     new.replace(path)
 
 
-def _golden(network: Runtime, shop: ShopConfig) -> dict[str, np.ndarray]:
-    """Graphs of generated shops some way into their runs, and their logits: 'K.x/job', ..., 'K.logits'."""
-    graphs = [graph for _, graph in _graphs(network.spec, shop, GOLDEN_SIZES, seed=0)]
+def _golden(network: Runtime, setting: Setting) -> dict[str, np.ndarray]:
+    """Graphs of generated problems some way into their runs, and their logits: 'K.x/job', ..., 'K.logits'."""
+    graphs = [graph for _, graph in examples(network.spec, setting, GOLDEN_SIZES, seed=0)]
     graphs.append(_cut(graphs[-1]))
     return {
         f"{case}.{key}": value
@@ -192,33 +188,14 @@ def _golden(network: Runtime, shop: ShopConfig) -> dict[str, np.ndarray]:
     }
 
 
-def _graphs(
-    spec: GraphSpec, shop: ShopConfig, sizes: Sequence[tuple[int, int]], seed: int
-) -> Iterator[tuple[tuple[int, int], OneGraph]]:
-    """A decision about a third into the run of a generated shop of each size."""
-    rng = np.random.default_rng(seed)
-    for jobs, machines in sizes:
-        batch = ShopBatch.of([random_instance(rng, jobs, machines)], shop, cast(GraphName, spec.graph))
-        reward, action = np.empty(1), np.full(1, -1, np.int64)
-        step_to_choice(batch.problem, batch.shop, batch.mode, action, reward)
-        seen = batch.observe()
-        for _ in range(jobs * machines // 3):
-            action[0] = seen.action[rng.integers(len(seen.action))]
-            step_to_choice(batch.problem, batch.shop, batch.mode, action, reward)
-            if batch.over[0]:
-                break
-            seen = batch.observe()
-        yield (jobs, machines), one_of(spec, seen, 0)
-
-
 def _cut(graph: OneGraph) -> OneGraph:
     """The same nodes, all isolated."""
     return OneGraph(graph.x, {name: np.full_like(target, -1) for name, target in graph.link.items()}, graph.candidate)
 
 
-def _example(spec: GraphSpec, shop: ShopConfig) -> OneGraph:
-    """The first decision of a small shop."""
-    return next(graph for _, graph in _graphs(spec, shop, (EXAMPLE_SIZE,), seed=2))
+def _example(spec: GraphSpec, setting: Setting) -> OneGraph:
+    """A decision of a small problem."""
+    return next(graph for _, graph in examples(spec, setting, (EXAMPLE_SIZE,), seed=2))
 
 
 def _flat(graph: OneGraph, network: Runtime, index: type[np.integer[Any]] = np.int64) -> dict[str, np.ndarray]:

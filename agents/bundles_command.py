@@ -15,6 +15,8 @@ from dispatchgym.agents import bundle as bundles
 from dispatchgym.agents.bundle import Bundle
 from dispatchgym.agents.bundle_results import Evaluated, Figure, evaluations
 from dispatchgym.agents.runtime import RUNTIMES
+from dispatchgym.agents.settings import FAMILIES
+from dispatchgym.envs.jobshop.batch import ShopConfig
 
 
 def main(argv: list[str]) -> int:
@@ -68,7 +70,8 @@ class _About:
 
     def plain(self) -> dict[str, Any]:
         """What --json prints."""
-        kept = ("family", "graph", "shop", "architecture", "fallback", "seed", "package", "revision", "results")
+        setting = FAMILIES[self.manifest["family"]].key
+        kept = ("family", "graph", setting, "architecture", "fallback", "seed", "package", "revision", "results")
         return {
             "name": self.loaded.name,
             "policy": f"bundle:{self.called}",
@@ -83,9 +86,9 @@ class _About:
 def _print_list(found: Sequence[_About], console: Console) -> None:
     width = max((len(each.called) for each in found), default=0)
     for each in found:
-        shop, encoder = each.loaded.shop, each.loaded.runtime.config.encoder
+        encoder = each.loaded.runtime.config.encoder
         console.print(
-            f"bundle:{each.called:{width}}  {shop.variant}, builder {shop.builder_name}; {encoder.layers} layers of "
+            f"bundle:{each.called:{width}}  {_setting(each.loaded)}; {encoder.layers} layers of "
             f"width {encoder.width}; {each.num_bytes / 1e6:.2f} MB; trained on {_trained(each)}",
             markup=False,
         )
@@ -95,6 +98,16 @@ def _print_list(found: Sequence[_About], console: Console) -> None:
         "\n`dispatchgym bundles NAME` shows one in detail; `dispatchgym evaluate SUITE --policies bundle:NAME` runs it",
         markup=False,
     )
+
+
+def _setting(loaded: Bundle) -> str:
+    """What it was trained for."""
+    if isinstance(loaded.setting, ShopConfig):
+        return f"{loaded.setting.variant}, builder {loaded.setting.builder_name}"
+    choices = loaded.setting
+    if loaded.runtime.spec.graph == "bindings":
+        return f"GPU clusters, the {choices.most} best bindings"
+    return f"pods by priority, up to {choices.moves} moves, {'with' if choices.evict else 'no'} evictions"
 
 
 def _headlines(about: _About) -> list[str]:
@@ -113,7 +126,7 @@ def _print_detail(about: _About, console: Console) -> None:
     lines = {
         "policy": f"bundle:{about.called}",
         "family": f"{manifest['family']}, graph {manifest['graph']!r}",
-        "shop": f"{loaded.shop.variant}, builder {loaded.shop.builder_name}",
+        "for": _setting(loaded),
         "network": f"{encoder.layers} layers of width {encoder.width}, {encoder.heads} heads, "
         f"hubs {'yes' if encoder.hubs else 'no'}, rivals by {rivals}",
         "rule": f"starts as {loaded.runtime.config.rule}"

@@ -21,11 +21,10 @@ from dispatchgym.agents.bundle_results import attached
 from dispatchgym.agents.onnx_export import require_exporter
 from dispatchgym.agents.plain_values import build, to_mapping
 from dispatchgym.agents.policy import GraphNetwork
-from dispatchgym.agents.training.config import from_mapping
+from dispatchgym.agents.settings import SPECS
+from dispatchgym.agents.training.config import from_mapping, is_packing
 from dispatchgym.agents.training.tracking import log_bundle
 from dispatchgym.envs.api import UsageError
-from dispatchgym.envs.jobshop.batch import ShopConfig
-from dispatchgym.envs.jobshop.graph import SPECS
 
 OF_SIZE = re.compile(r"/\d+x\d+$")
 """Ends figures of one size among the validation's: too many to keep for every evaluation."""
@@ -73,7 +72,7 @@ def _from_run(options: argparse.Namespace, folder: Path, name: str) -> None:
     network.load_state_dict(load_file(str(best / "weights.safetensors")))
     bundle_export.export(
         network,
-        config.shop,
+        config.packing.choices if is_packing(config.graph) else config.shop,
         folder,
         name=name,
         seed=config.seed,
@@ -104,10 +103,9 @@ def _from_bundle(options: argparse.Namespace, folder: Path, name: str) -> None:
         if options.results:
             raise UsageError("--results are those of the bundle as it is; change its cap first, then evaluate it")
     results = attached(results, options.results, loaded.digest)
-    shop: ShopConfig = build(ShopConfig, manifest["shop"], "shop")
     weights = {key: torch.from_numpy(value) for key, value in bundle.stored_weights(options.source).items()}
     remarks = {**manifest, "training": training, "results": results}
-    bundle_export.write(weights, loaded.runtime.spec, config, shop, folder, name, remarks, onnx=options.onnx)
+    bundle_export.write(weights, loaded.runtime.spec, config, loaded.setting, folder, name, remarks, onnx=options.onnx)
 
 
 def course(run: Path) -> dict[str, Any]:

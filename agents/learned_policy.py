@@ -177,7 +177,7 @@ def parse_bundle(spec: str, delta: float = 0.0) -> LearnedPolicy:
     called, _, limit = head.partition("@")
     if not called:
         raise UsageError(
-            f"policy {spec!r}: write bundle:NAME or bundle:PATH; shipped are {', '.join(bundles.shipped())}"
+            f"policy {spec!r}: write bundle:NAME or bundle:PATH; shipped are {', '.join(bundles.shipped('jobshop'))}"
         )
     if limit and not (limit.isdigit() and 1 <= int(limit) <= MOST_SAMPLES):
         raise UsageError(f"policy {spec!r}: write a number of runs behind '@', such as @128, up to {MOST_SAMPLES}")
@@ -217,7 +217,7 @@ def parse_learned(spec: str, delta: float = 0.0) -> ShippedPolicy:
     suffix = spec[len("learned") :]
     if suffix and suffix[0] not in "@+":
         raise UsageError(f"policy {spec!r}: write learned, learned@128 or learned+lookahead")
-    policies = [parse_bundle(f"bundle:{name}{suffix}") for name in bundles.shipped()]
+    policies = [parse_bundle(f"bundle:{name}{suffix}") for name in bundles.shipped("jobshop")]
     own: dict[Variant, LearnedPolicy] = {}
     for policy in policies:
         for variant in policy.variants:

@@ -253,6 +253,8 @@ POLICIES = Registry(
         **dict.fromkeys(rules.RULES, "dispatchgym.agents.evaluation.packing.policies:parse_rule"),
         **dict.fromkeys(SCHEDULERS, "dispatchgym.agents.evaluation.packing.policies:parse_scheduler"),
         "cp-sat": "dispatchgym.agents.evaluation.packing.policies:parse_cp_sat",
+        "bundle": "dispatchgym.agents.learned_packing:parse_bundle",
+        "learned": "dispatchgym.agents.learned_packing:parse_learned",
     },
 )
 """First word of a policy's name -> parser of the whole name."""
@@ -270,6 +272,8 @@ FORMS = (
         "OR-Tools CP-SAT from the default's placement, 10 s of wall time or 5 deterministic ones",
     ),
     ("cp-sat@10s+tiers", "tier by tier, as published, instead of anytime; +workers:4 for more search threads"),
+    ("bundle:NAME, bundle:PATH", "a learned policy; @16: the best of 16 runs, all but one of them sampled"),
+    ("learned", "in each world the shipped bundle that was trained for it; @16 as above"),
     ("cp-sat@10s+hint:POLICY", "begun with the policy's placement, such as +hint:kube-scheduler+repair50ms"),
 )
 """How a policy may be written, and what it is: what `--list` prints."""
