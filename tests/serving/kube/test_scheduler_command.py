@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+import tyro
 import yaml
 
 import dispatchgym.serving.kube as package
@@ -98,10 +99,8 @@ def test_the_manifest_grants_what_is_used_and_nothing_else(server: ApiServer) ->
 def test_the_manifests_arguments_are_understood() -> None:
     deployment = next(thing for thing in objects() if thing["kind"] == "Deployment")
     container = deployment["spec"]["template"]["spec"]["containers"][0]
-    assert container["command"][:3] == ["dispatchgym", "serve", "kube-scheduler"]
-    import tyro
-
-    options = tyro.cli(KubeScheduler, args=container["args"])
+    assert container["args"][:2] == ["serve", "kube-scheduler"]
+    options = tyro.cli(KubeScheduler, args=container["args"][2:])
     assert (options.lease.namespace, options.allow_evictions) == (deployment["metadata"]["namespace"], False)
     lease_role = next(thing for thing in objects() if thing["kind"] == "Role")
     assert lease_role["rules"][1]["resourceNames"] == [options.lease.name]
