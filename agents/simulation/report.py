@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dispatchgym.agents.evaluation.page import count, write_page
 from dispatchgym.agents.simulation.answer import Answer
@@ -17,8 +18,11 @@ from dispatchgym.agents.simulation.runs import Run, Setting, rate_per_s
 from dispatchgym.agents.simulation.table import COLUMNS, cell
 from dispatchgym.agents.simulation.timeline import bin_edges, timeline
 from dispatchgym.envs.llm.metrics import READER_TOKENS_PER_S, READER_TTFT_S
+from dispatchgym.envs.llm.record import FINISHED, Record
 
 CURVE_POINTS = 120
+
+F64 = npt.NDArray[np.float64]
 
 NOTES = (
     (
@@ -226,11 +230,12 @@ def _curves(setting: Setting, runs: Sequence[Run], tones: Mapping[str, str], tar
             "</figure>"
         )
     w = setting.workload
-    for title, values, slo, name in (
+    curved: tuple[tuple[str, Callable[[Record], F64], F64 | None, str], ...] = (
         ("Time to the first token", lambda r: r.ttft_s, w.ttft_slo_s, "seconds to the first token"),
         ("Time per token after it", lambda r: r.mean_gap_s, w.tpot_slo_s, "seconds per token, mean of a request"),
-        ("Time to the last token", lambda r: r.requests.finish_s - r.workload.arrival_s, None, "seconds end to end"),
-    ):
+        ("Time to the last token", _end_to_end_s, None, "seconds end to end"),
+    )
+    for title, values, slo, name in curved:
         curves = [
             Line(run.name, tones[run.name], _distribution(values(run.record))) for run in runs if run.record is not None
         ]
@@ -246,7 +251,12 @@ def _curves(setting: Setting, runs: Sequence[Run], tones: Mapping[str, str], tar
     return f'<h3>Curves</h3>{_legend(runs, tones)}<div class="plots">{"".join(figures)}</div>'
 
 
-def _distribution(values: np.ndarray[Any, np.dtype[np.float64]]) -> list[tuple[float, float]]:
+def _end_to_end_s(record: Record) -> F64:
+    ended = record.requests.status == FINISHED
+    return np.where(ended, record.requests.finish_s - record.workload.arrival_s, np.nan)
+
+
+def _distribution(values: F64) -> list[tuple[float, float]]:
     """Points of the distribution function of the values, those missing counted as never."""
     known = np.sort(values[~np.isnan(values)])
     if not known.size:

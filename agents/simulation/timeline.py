@@ -48,7 +48,8 @@ def timeline(record: Record, edges: F64) -> Timeline:
     width = np.diff(edges)
 
     def total(values: npt.NDArray[np.generic]) -> F64:
-        return np.bincount(at, weights=np.asarray(values, np.float64)[inside], minlength=bins)
+        sums: F64 = np.bincount(at, weights=np.asarray(values, np.float64)[inside], minlength=bins).astype(np.float64)
+        return sums
 
     time = total(s.duration_s)
     busy = time > 0

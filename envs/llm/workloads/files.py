@@ -14,7 +14,7 @@ import math
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from dispatchgym.envs.api import InvalidInstanceError, UsageError
 from dispatchgym.envs.llm.workload import MAX_TOKENS, Workload
+from dispatchgym.envs.llm.workloads.arranged import arranged
 from dispatchgym.envs.llm.workloads.arrivals import poisson
 
 SUFFIXES = (".csv", ".jsonl", ".json")
@@ -185,15 +186,6 @@ def read(file: Path, *, rate_per_s: float | None = None, seed: int = 0, spread: 
 def usual_cap(output: npt.NDArray[Any]) -> int:
     """What a service would allow every client when a trace does not say: the power of two that holds all outputs."""
     return 1 << (max(int(output.max()), 1) - 1).bit_length()
-
-
-def arranged(arrival_s: npt.NDArray[Any], prompt: npt.NDArray[Any], output: npt.NDArray[Any], **rest: Any) -> Workload:
-    """A workload of columns in any order of arrival, and from any first time: it is put at 0 s."""
-    arrival_s = np.asarray(arrival_s, np.float64)
-    order = np.argsort(arrival_s, kind="stable")
-    unordered = Workload(np.zeros(len(order)), prompt, output, **rest)
-    ordered = unordered if (np.diff(order) > 0).all() else unordered.take(order)
-    return replace(ordered, arrival_s=arrival_s[order] - arrival_s[order[:1]])
 
 
 def _table(file: Path) -> _Table:

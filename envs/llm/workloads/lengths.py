@@ -1,4 +1,4 @@
-"""Draws from a distribution that is known by its quantiles, and pairs of them that go together."""
+"""Draws of lengths: by quantiles, pairs of ranks that go together, log-normal ones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 def from_quantiles(u: Floats, quantiles: Sequence[float], at: Sequence[float], mean: float | None = None) -> Floats:
@@ -30,6 +31,12 @@ def from_quantiles(u: Floats, quantiles: Sequence[float], at: Sequence[float], m
         power = 1.0 / share - 1.0
     k = np.clip(np.searchsorted(ranks, u, side="right") - 1, 0, len(rise) - 1)
     drawn: Floats = values[k] + rise[k] * ((u - ranks[k]) / width[k]) ** power
+    return drawn
+
+
+def log_normal(rng: np.random.Generator, n: int, median: float, deviation: float, low: int, high: int) -> Ints:
+    """Whole numbers whose logarithm is normal, cut to low .. high."""
+    drawn: Ints = np.clip(np.rint(median * np.exp(rng.normal(0.0, deviation, n))), low, high).astype(np.int64)
     return drawn
 
 

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm.workload import Workload
+from dispatchgym.envs.llm.workloads.arranged import arranged
 from dispatchgym.envs.llm.workloads.arrivals import arrivals
-from dispatchgym.envs.llm.workloads.files import arranged
-
-Ints = npt.NDArray[np.int64]
-
-
-def log_normal(rng: np.random.Generator, n: int, median: float, deviation: float, low: int, high: int) -> Ints:
-    """Whole numbers whose logarithm is normal, cut to low .. high."""
-    drawn: Ints = np.clip(np.rint(median * np.exp(rng.normal(0.0, deviation, n))), low, high).astype(np.int64)
-    return drawn
+from dispatchgym.envs.llm.workloads.lengths import log_normal
 
 
 def chat(
@@ -37,7 +29,7 @@ def chat(
     `arrival` is at-once, poisson, gamma, diurnal, burst, bursty or wandering.
     """
     n = requests or 1000
-    return Workload(
+    return arranged(
         arrivals(arrival, rng, n, rate_per_s),
         log_normal(rng, n, prompt_median, deviation, 4, 16_384),
         log_normal(rng, n, output_median, deviation, 1, max_new_tokens),

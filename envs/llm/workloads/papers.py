@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm.workload import Workload
+from dispatchgym.envs.llm.workloads.arranged import arranged
 from dispatchgym.envs.llm.workloads.arrivals import arrivals
-from dispatchgym.envs.llm.workloads.mixes import log_normal
-
-Ints = npt.NDArray[np.int64]
+from dispatchgym.envs.llm.workloads.lengths import log_normal
 
 PAST_FUTURE = {
     1: ((32, 4096), (2048, 4096)),
@@ -39,7 +37,7 @@ def past_future(
         raise UsageError(f"distribution is {distribution}; it must be 1, 2 or 3")
     n = requests or 3000
     (low_in, high_in), (low_out, high_out) = PAST_FUTURE[distribution]
-    return Workload(
+    return arranged(
         arrivals("poisson", rng, n, rate_per_s) if rate_per_s else np.zeros(n),
         rng.integers(low_in, high_in, n, endpoint=True),
         rng.integers(low_out, high_out, n, endpoint=True),
@@ -85,7 +83,7 @@ def flow_prefill(
         output[mine] = log_normal(rng, int(mine.sum()), median_out, 0.8, 1, 2048)
     if prefill_only:
         output[:] = 1
-    return Workload(
+    return arranged(
         arrivals(arrival, rng, n, rate_per_s),
         prompt,
         output,
@@ -123,7 +121,7 @@ def laps(
     short = log_normal(rng, n, boundary_tokens / 4, 0.7, 8, boundary_tokens)
     prompt = np.where(is_long, log_normal(rng, n, 1500.0, 0.8, boundary_tokens + 1, 16_384), short)
     output = np.ones(n, np.int64) if prefill_only else log_normal(rng, n, 150.0, 0.8, 1, 1024)
-    return Workload(
+    return arranged(
         arrivals(arrival, rng, n, rate_per_s),
         prompt,
         output,
@@ -178,7 +176,7 @@ def batch_llm(
     ]
     mean_output = np.exp(rng.uniform(np.log(30.0), np.log(400.0), num))
     output = np.clip(np.rint(mean_output[of] * np.exp(rng.normal(0, 0.3, n))), 1, 2048).astype(np.int64)
-    return Workload(
+    return arranged(
         np.zeros(n),
         (shared * block + tail)[order],
         output[order],
@@ -206,7 +204,7 @@ def mc_sf(
     n = requests or int(rng.integers(40, 60, endpoint=True))
     prompt = rng.integers(1, 5, n, endpoint=True)
     output = rng.integers(1, memory - prompt, endpoint=True)
-    return Workload(
+    return arranged(
         arrivals("poisson", rng, n, rate_per_s) if rate_per_s else np.zeros(n),
         prompt,
         output,
@@ -222,7 +220,7 @@ def exspec(rng: np.random.Generator, requests: int | None = None, *, longest_pro
     themselves (log-normal about 220 tokens; outputs about 160, at most 512) are our choice.
     """
     n = requests or 480
-    return Workload(
+    return arranged(
         np.zeros(n),
         np.sort(log_normal(rng, n, 220.0, 0.9, 16, longest_prompt)),
         log_normal(rng, n, 160.0, 0.6, 8, 512),
@@ -238,7 +236,7 @@ def i_dlm(rng: np.random.Generator, requests: int | None = None, *, rate_per_s: 
     lengths (prompts log-normal about 110 tokens, answers about 900, at most 4,096) are our choice.
     """
     n = requests or 500
-    return Workload(
+    return arranged(
         arrivals("poisson", rng, n, rate_per_s) if rate_per_s else np.zeros(n),
         log_normal(rng, n, 110.0, 0.5, 16, 2048),
         log_normal(rng, n, 900.0, 0.7, 32, 4096),

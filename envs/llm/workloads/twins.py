@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from dispatchgym.envs.llm.workload import Workload
 from dispatchgym.envs.llm.workloads import arrivals
+from dispatchgym.envs.llm.workloads.arranged import arranged
 from dispatchgym.envs.llm.workloads.lengths import correlated_uniforms, from_quantiles
 
 AT = (0.0, 0.01, 0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 0.99, 0.999, 1.0)
@@ -148,7 +149,7 @@ def twin(name: str, rng: np.random.Generator, requests: int | None = None, rate_
     times = (times - times[0]) * (size / (rate_per_s or shape.rate_per_s) / (times[-1] - times[0]))
     shared = _prefixes(rng, prompt, u, shape.sharing) if shape.sharing else {}
     cap = 1 << (shape.output[-1] - 1).bit_length()
-    return Workload(times[:n], prompt, output, max_new_tokens=np.full(n, cap), name=f"{name}-twin", **shared)
+    return arranged(times[:n], prompt, output, max_new_tokens=np.full(n, cap), name=f"{name}-twin", **shared)
 
 
 def _prefixes(
