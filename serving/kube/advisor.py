@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -27,7 +28,11 @@ from dispatchgym.serving.kube.policies import RulePolicy, ScoringPolicy
 log = logging.getLogger(__name__)
 
 Source = Literal["policy", "fallback", "none"]
-Cause = Literal["", "late", "busy", "error", "not a number", "nothing fits"]
+Cause = Literal["", "late", "busy", "error", "not a number", "unknown nodes", "nothing fits"]
+
+
+class UnknownNodes(Exception):
+    """None of the nodes is in our picture of the cluster, or none has room in it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,7 +119,11 @@ class PlacementAdvisor:
         able = [p for p in policies if p.graph == self.policy.graph or isinstance(p, RulePolicy)]
         able = [p for p in able if self.policy.fragments or not p.fragments]
         asked = {p.name: self._thread.submit(self._ask, pod, tuple(names), p) for p in able}
-        return {name: answer.result(limit_s)[0] for name, answer in asked.items()}
+        found = {}
+        for name, answer in asked.items():
+            with suppress(UnknownNodes):
+                found[name] = answer.result(limit_s)[0]
+        return found
 
     def warm_up(self, policies: Sequence[ScoringPolicy] = ()) -> None:
         """Ask the policy, and others, once without a budget: what they compile or load, they do now."""
@@ -148,6 +157,8 @@ class PlacementAdvisor:
                     cause = "not a number"
             except Late:
                 cause = "late"
+            except UnknownNodes:
+                cause = "unknown nodes"
             except Exception:  # a policy that fails must not take the scheduler with it: counted, logged, replaced
                 log.exception("policy %s failed on pod %s", self.policy.name, pod.title)
                 cause = "error"
@@ -165,14 +176,12 @@ class PlacementAdvisor:
         """Scores of the nodes, NaN if one of the policy's is no number; and whether WAIT is better than all."""
         batch = self._mirror.ask(pod, nodes)
         if batch is None:
-            return np.zeros(len(nodes)), False
+            raise UnknownNodes
         with np.errstate(all="ignore"):
             actions, values = (policy or self.policy).scores(batch)
         if not np.isfinite(values).all():
             return np.full(len(nodes), np.nan), False
         binds = actions != batch.wait_action
-        if not binds.any():
-            return np.zeros(len(nodes)), False
         best = np.full(batch.capacity.nodes, -np.inf)
         np.maximum.at(best, actions[binds] // batch.capacity.gpus, values[binds])
         scores = best[self._mirror.rows_of(nodes)]

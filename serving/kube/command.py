@@ -7,10 +7,11 @@ import asyncio
 import ipaddress
 import logging
 import os
+import signal
 import ssl
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if not 0.1 <= options.latency_budget_ms <= 5000:
         raise UsageError(f"--latency-budget-ms {options.latency_budget_ms:g} must be 0.1 to 5000")
-    access = Access(options.token_file, options.client_ca is not None, options.max_request_mib * 2**20)
+    access = _access(options)
     _check_reach(options, access)
     policy = load_policy(options.policy)
     api = _api(options)
@@ -61,8 +62,8 @@ def main(argv: Sequence[str]) -> int:
         advisor = PlacementAdvisor(state, policy, budget_s=options.latency_budget_ms / 1000.0)
         config = ExtenderConfig(options.dry_run, options.recheck, watches=api is not None)
         extender = Extender(advisor, decisions, metrics, config, api if options.bind else None)
-        follower = Follower(api, state, decisions, metrics) if api is not None else None
-        server = uvicorn.Server(
+        follower = Follower(api, extender) if api is not None else None
+        server = _Server(
             uvicorn.Config(
                 build_app(extender, access, follower, spare_the_collector),
                 host=options.host,
@@ -89,7 +90,20 @@ def main(argv: Sequence[str]) -> int:
     return 0 if server.started else 1
 
 
-async def _serve(server: uvicorn.Server, options: argparse.Namespace, api: KubeApi | None) -> None:
+class _Server(uvicorn.Server):
+    """uvicorn that ends without passing the signal on, so that what is open is written down."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+async def _serve(server: _Server, options: argparse.Namespace, api: KubeApi | None) -> None:
     async def announce() -> None:
         while not server.started:
             await asyncio.sleep(0.05)
@@ -104,6 +118,10 @@ async def _serve(server: uvicorn.Server, options: argparse.Namespace, api: KubeA
         await server.serve()
     finally:
         told.cancel()
+
+
+def _access(options: argparse.Namespace) -> Access:
+    return Access(options.token_file, options.client_ca is not None, options.max_request_mib * 2**20)
 
 
 def _check_reach(options: argparse.Namespace, access: Access) -> None:

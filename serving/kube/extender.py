@@ -107,6 +107,16 @@ class Extender:
             self.state.expect(pod, advice.best)
         return [{"Host": n, "Score": p} for n, p in zip(names, priorities(advice.scores).tolist(), strict=True)]
 
+    def watch_over(self, pod: PodFacts) -> None:
+        """Decide on a pod that waits without having been asked, to compare with where it goes; for dry runs.
+
+        A pod with fewer than two nodes to choose from tells nothing and is left out.
+        """
+        advice = self.advisor.advise(pod)
+        if len(advice.nodes) > 1:
+            self.metrics.advised(advice)
+            self.decisions.add(Decision.of(advice, self.advisor.policy.name, self.config.dry_run))
+
     def preempt(self, args: ExtenderPreemptionArgs) -> dict[str, Any]:
         """ExtenderPreemptionResult: the nodes where the pod will fit once the victims are gone, victims unchanged."""
         pod = pod_facts(args.Pod)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from dispatchgym.serving.kube.cluster_state import ClusterState
 from dispatchgym.serving.kube.convert import NodeFacts, PodFacts, node_facts, pod_facts
-from dispatchgym.serving.kube.decisions import Decisions
-from dispatchgym.serving.kube.metrics import ExtenderMetrics
+from dispatchgym.serving.kube.extender import Extender
 from dispatchgym.serving.kube.quantity import PayloadError
 from dispatchgym.serving.kube.scheduler_api import Json, Kind
 from dispatchgym.serving.kube.scheduler_watch import Lister, Reflector
@@ -16,12 +14,16 @@ log = logging.getLogger(__name__)
 
 
 class Follower:
-    """Where two reflectors put what they see. An object that cannot be read is left out, counted and logged."""
+    """Where two reflectors put what they see. An object that cannot be read is left out, counted and logged.
 
-    def __init__(self, source: Lister, state: ClusterState, decisions: Decisions, metrics: ExtenderMetrics) -> None:
-        self._state = state
-        self._decisions = decisions
-        self._metrics = metrics
+    In a dry run the extender decides on every pod that is seen waiting, whether kube-scheduler asks it or not.
+    """
+
+    def __init__(self, source: Lister, extender: Extender) -> None:
+        self._state = extender.state
+        self._decisions = extender.decisions
+        self._metrics = extender.metrics
+        self._extender = extender
         self._reflectors = [Reflector(source, kind, self) for kind in ("nodes", "pods")]
 
     @property
@@ -45,7 +47,7 @@ class Follower:
         pods = [pod for thing in objects if (pod := self._pod(thing)) is not None]
         self._state.replace(None, pods)
         for pod in pods:
-            self._decisions.saw(pod)
+            self._saw(pod)
 
     def change(self, kind: Kind, event: str, thing: Json) -> None:
         if kind == "nodes":
@@ -61,7 +63,12 @@ class Follower:
             self._decisions.gone(pod.uid)
         elif pod is not None:
             self._state.put_pod(pod)
-            self._decisions.saw(pod)
+            self._saw(pod)
+
+    def _saw(self, pod: PodFacts) -> None:
+        self._decisions.saw(pod)
+        if self._extender.config.dry_run and pod.uid in self._state.waiting and not pod.is_gated:
+            self._extender.watch_over(pod)
 
     def _node(self, thing: Json) -> NodeFacts | None:
         try:

@@ -103,6 +103,8 @@ def build_app(
             extender.advisor.warm_up([RulePolicy(name) for name in PLAIN_RULES])
             when_warm()
             ready.is_warm.set()
+            if follower is not None and extender.config.dry_run:
+                follower.start()  # only now: what it sees it decides on
         except Exception:  # said by /readyz and in the log; the server answers neutral scores meanwhile
             log.exception("policy %s cannot be asked", extender.advisor.policy.name)
             ready.failed = f"policy {extender.advisor.policy.name} cannot be asked; see the log"
@@ -110,7 +112,7 @@ def build_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         threading.Thread(target=warm_up, name="warm-up", daemon=True).start()
-        if follower is not None:
+        if follower is not None and not extender.config.dry_run:
             follower.start()
         yield
         if follower is not None:

@@ -56,7 +56,7 @@ def extender(policy: Any, config: ExtenderConfig | None = None, **more: Any) -> 
 @contextmanager
 def serving(made: Extender, access: Access | None = None, source: Any = None, **options: Any) -> Iterator[Live]:
     """`made` behind HTTP on a free port; with `source`, following that cluster."""
-    follower = Follower(source, made.state, made.decisions, made.metrics) if source is not None else None
+    follower = Follower(source, made) if source is not None else None
     app = build_app(made, access or Access(), follower)
     config = uvicorn.Config(
         app, host="127.0.0.1", port=0, http=OnePacketHttp, loop="asyncio", log_config=None, access_log=False, **options

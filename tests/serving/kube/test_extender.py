@@ -104,7 +104,9 @@ def test_a_node_that_is_not_known_yet_passes_and_scores_lowest() -> None:
 def test_without_a_watch_the_nodes_are_those_that_are_sent() -> None:
     extender = make(SECOND, [], watches=False)
     assert extender.prioritize(args(WHOLE)) == [{"Host": "a", "Score": 0}, {"Host": "b", "Score": 10}]
-    assert make(SECOND, []).prioritize(args(WHOLE))[1]["Score"] == 9  # with one, only what was seen counts
+    blind = make(SECOND, [])  # with one, only what was seen counts, and that is nothing yet
+    assert blind.prioritize(args(WHOLE)) == [{"Host": "a", "Score": 0}, {"Host": "b", "Score": 0}]
+    assert blind.advisor.causes == {"unknown nodes": 1}
 
 
 def test_no_nodes_no_scores() -> None:

@@ -178,6 +178,32 @@ def test_a_broken_binding_is_answered_in_the_protocols_own_way(server: ApiServer
         assert "409" in again.json()["Error"]
 
 
+def test_a_dry_run_watches_a_cluster_whose_scheduler_knows_nothing_of_it(server: ApiServer) -> None:
+    for name in ("a", "b"):
+        server.create("nodes", node(name, "2"))
+    server.create("pods", pod("early", on="a"), "shop")  # bound before it looked: no decision to compare
+    journal = io.StringIO()
+    made = extender(SECOND, ExtenderConfig(dry_run=True), journal=journal)
+    with serving(made, source=KubeApi.connect(url=server.url)) as live, httpx.Client(base_url=live.url) as client:
+        assert eventually(lambda: client.get("/readyz").status_code == 200)
+        for name, where in (("p", "b"), ("q", "a"), ("picky", "a")):
+            rules = {"nodeSelector": {"kubernetes.io/hostname": "a"}} if name == "picky" else {}
+            server.create("pods", pod(name, "100m", **rules), "shop")
+            assert eventually(lambda name=name: made.state.find_pod("shop", name) is not None)  # type: ignore[misc]
+            target = {"target": {"kind": "Node", "name": where}, "metadata": {"name": name, "namespace": "shop"}}
+            httpx.post(f"{server.url}/api/v1/namespaces/shop/pods/{name}/binding", json=target).raise_for_status()
+        server.create("pods", pod("huge", "99"), "shop")
+        assert eventually(lambda: made.state.find_pod("shop", "huge") is not None)
+        assert eventually(lambda: client.get("/agreement").json()["bound"] == 2)
+        said = client.get("/agreement").json()
+        assert (said["decided"], said["agreed"], said["rate"]) == (2, 1, 0.5)  # picky and huge had no choice
+    lines = [json.loads(line) for line in journal.getvalue().splitlines()]
+    assert [(x["pod"], x["would"], x["bound"], x["agrees"]) for x in lines] == [
+        ("shop/p", "b", "b", True), ("shop/q", "b", "a", False),
+    ]  # fmt: skip
+    assert not server.sent("POST", "binding$")[3:]  # nothing but what this test has bound
+
+
 # --- access and limits ---
 
 
