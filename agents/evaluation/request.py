@@ -37,6 +37,7 @@ class Options:
     or more seeds. `dispatchgym evaluate --list` shows every suite and every kind of policy.
 
     Example: dispatchgym evaluate jobshop/taillard --policies lrpt,mwkr,cp-sat@10s --out out/taillard
+
     Example: dispatchgym evaluate packing/priority-matters --policies kube-scheduler,kube-scheduler+repair50ms
     """
 
