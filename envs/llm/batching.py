@@ -68,6 +68,7 @@ RULE = np.dtype(
         ("assumed_new", np.int64),
         ("reserve_len", np.int64),
         ("max_running", np.int64),
+        ("every", np.int64),
     ]
 )
 
@@ -93,6 +94,7 @@ class BatchingRule:
         reserve_tokens: what "reserve" counts for every request whatever its lengths, 0 for its own.
         victim: who is preempted when a running request finds no block.
         max_running: requests that run at once, besides the engine's own limit; 0 for that limit alone.
+        every: steps between two rounds of admission while something runs.
     """
 
     mode: Mode = "mixed"
@@ -110,6 +112,7 @@ class BatchingRule:
     reserve_tokens: int = 0
     victim: Victim = "last"
     max_running: int = 0
+    every: int = 1
 
     def __post_init__(self) -> None:
         for name, kind in (("mode", Mode), ("order", Order), ("admission", Admission), ("victim", Victim)):
@@ -118,6 +121,8 @@ class BatchingRule:
         for name in ("step_tokens", "piece_tokens", "assumed_new", "reserve_tokens", "max_running"):
             if getattr(self, name) < 0:
                 raise UsageError(f"batching rule: {name} {getattr(self, name)} is below 0")
+        if self.every < 1:
+            raise UsageError(f"batching rule: every {self.every} is below 1")
         for name in ("watermark", "limit"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"batching rule: {name} {getattr(self, name)} is outside 0..1")
@@ -141,6 +146,7 @@ class BatchingRule:
             self.assumed_new,
             self.reserve_tokens,
             self.max_running or many,
+            self.every,
         )
         return row
 
@@ -238,6 +244,10 @@ def _let_in(s: State, rule: Any) -> None:
     """Admit from the queue until the first that must wait."""
     e, c = s.eng[0], rule[0]
     spare = np.int64(c.watermark * e.kv_blocks)
+    if c.every > 1 and e.waiting > 0:
+        if e.running > 0 and e.steps < e.round + c.every:
+            return
+        e.round = e.steps
     while e.waiting > 0 and e.budget > 0 and e.preempted == 0:
         r = first_waiting(s, c.order)
         if not may_enter(s, rule, r):
@@ -327,7 +337,10 @@ def run(s: State, rule: Any, until_s: float) -> int:
         if e.batch == 0:
             rescue(s)
         if e.jumps == 1 and is_steady(s):
-            jump(s, np.int64(2**40), True, False)
+            most = np.int64(2**40)
+            if rule[0].every > 1 and e.waiting > 0:
+                most = e.round + rule[0].every - e.steps
+            jump(s, most, True, False)
         else:
             emit(s)
             finish_step(s, step_seconds(s))

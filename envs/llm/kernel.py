@@ -505,7 +505,7 @@ def step_seconds(s: State) -> float:
 @compiled
 def draw(s: State, r: int, number: int) -> float:
     """A uniform number that depends on nothing but the seed, the request and a count."""
-    x = mix(np.uint64(s.eng[0].seed) ^ np.uint64(r), np.uint64(number))
+    x = mix(np.uint64(s.eng[0].seed) ^ np.uint64(s.req[r].serial), np.uint64(number))
     return np.float64(x >> np.uint64(11)) / 9007199254740992.0
 
 

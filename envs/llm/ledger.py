@@ -42,7 +42,7 @@ def key_of(s: State, r: int, j: int) -> int:
         text = s.hashes[q.hash_at + j // e.hash_ratio]
         key = np.int64(mix(np.uint64(text), np.uint64(j % e.hash_ratio + 1)))
     else:
-        key = np.int64(mix(np.uint64(r) ^ np.uint64(0xD1B54A32D192ED03), np.uint64(j)))
+        key = np.int64(mix(np.uint64(q.serial) ^ np.uint64(0xD1B54A32D192ED03), np.uint64(j)))
     return key if key != 0 else np.int64(1)
 
 

@@ -95,6 +95,7 @@ def _requests(workload: Workload) -> npt.NDArray[Any]:
         req[name] = getattr(workload, name)
     req["prompt"], req["output"] = workload.prompt_tokens, workload.output_tokens
     req["max_new"] = workload.max_new_tokens
+    req["serial"] = np.arange(len(workload))
     req["hash_at"], req["hash_count"] = workload.hash_ptr[:-1], np.diff(workload.hash_ptr)
     # a last hash that ends with the prompt says nothing about the output in the same block
     prompt = req["prompt"].astype(np.int64)

@@ -35,6 +35,7 @@ REQUEST = np.dtype(
         ("tenant", np.int32),
         ("session", np.int32),
         ("program", np.int32),
+        ("serial", np.int64),  # names the request's own text in the prefix cache: never used twice
         ("hash_at", np.int64),  # first hash
         ("hash_count", np.int32),
         ("hashed", np.int32),  # tokens, from the start, whose text the hashes name
@@ -133,9 +134,7 @@ ENGINE = np.dtype(
         ("group", np.int64),  # interrupted step that goes on, -1 none
         ("late_keys", np.int64),  # 1: blocks become findable only after the step, which may be interrupted
         # a compiled scheduler's own memory
-        ("poll", np.int64),
-        ("ratio", np.float64),
-        ("draws", np.uint64),
+        ("round", np.int64),  # step of its last round of admissions
     ]
 )
 BLOCK = np.dtype([("ref", np.int32), ("before", np.int32), ("after", np.int32), ("key", np.int64)])

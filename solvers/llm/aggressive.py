@@ -12,7 +12,8 @@ class Aggressive(RulePolicy):
 
     Args:
         limit: share of the KV pool up to which requests are let in.
+        every: steps between two rounds of admission.
     """
 
-    def __init__(self, limit: float = 0.95) -> None:
-        super().__init__("aggressive", BatchingRule(admission="current", limit=limit))
+    def __init__(self, limit: float = 0.95, every: int = 1) -> None:
+        super().__init__("aggressive", BatchingRule(admission="current", limit=limit, every=every))

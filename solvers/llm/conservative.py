@@ -14,7 +14,9 @@ class Conservative(RulePolicy):
     Args:
         limit: share of the KV pool that may be promised.
         assumed_new: output tokens counted for everyone; 0 for each request's own limit.
+        every: steps between two rounds of admission.
     """
 
-    def __init__(self, limit: float = 0.95, assumed_new: int = 0) -> None:
-        super().__init__("conservative", BatchingRule(admission="reserve", limit=limit, assumed_new=assumed_new))
+    def __init__(self, limit: float = 0.95, assumed_new: int = 0, every: int = 1) -> None:
+        rule = BatchingRule(admission="reserve", limit=limit, assumed_new=assumed_new, every=every)
+        super().__init__("conservative", rule)

@@ -47,7 +47,7 @@ class Lengths:
         """One factor a request, from its number alone: two uniform numbers make a normal one."""
         if not self.sigma:
             return np.ones(len(ids))
-        x = ids.astype(np.uint64) + np.uint64(self._seed % 2**32) * np.uint64(0x9E3779B97F4A7C15)
+        x = ids.astype(np.uint64) + np.uint64(self._seed * 0x9E3779B97F4A7C15 % 2**64)
         uniform = []
         for salt in (0x632BE59BD9B4E019, 0xD6E8FEB86659FD93):
             z = (x ^ np.uint64(salt)) * np.uint64(0xBF58476D1CE4E5B9)
