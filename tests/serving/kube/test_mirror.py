@@ -163,6 +163,25 @@ def test_gpu_slots_are_offered_once_for_equally_free_gpus() -> None:
     assert slots({}, **{"nvidia.com/gpu": "4"}) == []
 
 
+def test_a_class_keeps_an_example_that_is_one_of_its_own() -> None:
+    state = ClusterState()
+    state.put_node(node_facts(node("a")))
+    asked, mirror = pod_facts(pod("asked", "10m")), Mirror(state)
+    mirror.ask(asked, ["a"])
+    for name in ("x", "y", "z"):
+        state.put_pod(pod_facts(pod(name, "300m", on="a", owner="rs")))
+    mirror.ask(asked, ["a"])
+    state.drop_pod("uid-x")
+    state.put_pod(pod_facts(pod("w", "700m", on="a", owner="other")))  # takes the row that x has left
+    batch = mirror.ask(asked, ["a"])
+    assert batch is not None
+    arrays(mirror, batch)
+    rows = [mirror._rows[f"uid-{name}"] for name in ("y", "z")]
+    kinds = batch.problem.pod["kind"][0, rows]
+    assert kinds[0] == kinds[1]
+    assert batch.problem.classes["example"][0, kinds[0]] in rows
+
+
 def test_nothing_is_offered_by_an_empty_cluster() -> None:
     mirror = Mirror(ClusterState())
     assert mirror.ask(pod_facts(pod("p")), ["a"]) is None
