@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dispatchgym.agents.simulation.runs import FINENESS, LEAST_SCALE, Run, rate_per_s
+from dispatchgym.agents.simulation.runs import FINENESS, LEAST_SCALE, Run, has_slos, rate_per_s
 from dispatchgym.envs.llm.metrics import Metrics
 from dispatchgym.envs.llm.workload import Workload
 
@@ -38,66 +38,87 @@ def answer(runs: Sequence[Run], pressed: Sequence[Run], workload: Workload, targ
     real = [run for run in fine if not run.oracle]
     if not real:
         return Answer(None, "No scheduler that a real engine could run came to an end.", ())
-    base = real[0] if runs[0] not in real else runs[0]
+    base = runs[0] if runs[0] in real else real[0]
     rate = rate_per_s(workload)
-    best = _best(real, base, rate)
-    lines = [_at_this_load(real, base, best, rate)]
+    yardstick = _yardstick(real, workload)
+    best = _best(real, base, yardstick)
+    lines = [_at_this_load(real, base, best, rate, has_slos(workload))]
     if best.capacity is not None:
-        lines.append(_at_capacity(best, base, rate, target))
+        lines.append(_at_capacity(real, best, base, rate, target))
     if refused := _m(best).rejected:
         lines.append(f"{refused:,} requests were refused on arrival: the KV pool can never hold them.")
     lines += _price(pressed, best, base, rate)
     lines += _tails(real, base)
     lines += _costs(best, base)
     lines += _oracles(fine)
-    return Answer(best.name, _headline(best, base, real, rate), tuple(lines))
+    return Answer(best.name, _headline(best, base, real, yardstick), tuple(lines))
 
 
-def value(run: Run, rate: float) -> float:
-    """What schedulers are ranked by, more is better: capacity; else goodput; else, for a batch, its tokens a second."""
-    if run.metrics is None:
-        return -math.inf
-    if run.capacity is not None:
-        return run.capacity.scale or 0.0
-    return run.metrics.goodput_tps if math.isfinite(rate) else run.metrics.throughput_tps
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """What schedulers are ranked by; more of `value` is better, and `noun` is what there is more of."""
+
+    verb: str
+    noun: str
+    value: Callable[[Run], float]
 
 
-def _best(real: Sequence[Run], base: Run, rate: float) -> Run:
+CAPACITY = Yardstick("carries", "traffic", lambda run: (run.capacity.scale if run.capacity else None) or 0.0)
+IN_TIME = Yardstick("serves", "requests in time", lambda run: _m(run).attainment)
+SPEED = Yardstick("gives", "tokens a second to the mean request", lambda run: 1.0 / max(_m(run).e2e_s.mean, 1e-9))
+THROUGHPUT = Yardstick("gives", "tokens a second", lambda run: _m(run).throughput_tps)
+
+
+def _yardstick(real: Sequence[Run], workload: Workload) -> Yardstick:
+    """Of a batch its tokens a second; of traffic without SLOs its speed; of traffic that none carries its requests in
+    time; else the capacity."""
+    if not math.isfinite(rate_per_s(workload)):
+        return THROUGHPUT
+    if not has_slos(workload):
+        return SPEED
+    return CAPACITY if any(CAPACITY.value(run) >= 1.0 for run in real) else IN_TIME
+
+
+def _best(real: Sequence[Run], base: Run, yardstick: Yardstick) -> Run:
     """The best by value; among those within `SAME` of it the base if it is one, else the least mean end to end."""
-    most = max(value(run, rate) for run in real)
-    close = [run for run in real if value(run, rate) >= most / (1 + SAME)]
+    most = max(map(yardstick.value, real))
+    close = [run for run in real if yardstick.value(run) >= most / (1 + SAME)]
     return base if base in close else min(close, key=lambda run: _finite(_m(run).e2e_s.mean))
 
 
-def _headline(best: Run, base: Run, real: Sequence[Run], rate: float) -> str:
+def _headline(best: Run, base: Run, real: Sequence[Run], yardstick: Yardstick) -> str:
     if best is base:
         if len(real) == 1:
             return f"Only {base.name} was run: there is nothing to compare it with."
         return f"Stay with {base.name}: no other scheduler of this run is worth the change for this traffic."
-    if best.capacity is not None and value(base, rate) == 0:
-        return f"Take {best.name}: with {base.name} one engine does not carry even a sixteenth of this traffic."
-    what = "tokens in time a second" if math.isfinite(rate) else "tokens a second"
-    noun = what if best.capacity is None else "traffic"
-    verb = "gives" if best.capacity is None else "carries"
-    ratio = value(best, rate) / max(value(base, rate), 1e-9)
-    if ratio >= 2:
-        gain = f"{ratio:.1f} times the {noun} that it {verb} with {base.name}"
+    verb, noun = yardstick.verb, yardstick.noun
+    most, usual = yardstick.value(best), yardstick.value(base)
+    if usual <= 0:
+        nothing = "not even a sixteenth of this traffic" if yardstick is CAPACITY else f"no {noun}"
+        return f"Take {best.name}: with {base.name} one engine {verb} {nothing}."
+    if most / usual >= 2:
+        gain = f"{most / usual:.1f} times the {noun} that it {verb} with {base.name}"
     else:
-        gain = f"{100 * (ratio - 1):.0f} % more {noun} than with {base.name}"
-    kept = ", with the same promises kept" if best.capacity is not None else ""
+        gain = f"{100 * (most / usual - 1):.0f} % more {noun} than with {base.name}"
+    kept = ", with the same promises kept" if yardstick is CAPACITY else ""
     return f"Take {best.name}: one engine then {verb} {gain}{kept}."
 
 
-def _at_this_load(real: Sequence[Run], base: Run, best: Run, rate: float) -> str:
+def _at_this_load(real: Sequence[Run], base: Run, best: Run, rate: float, promises: bool) -> str:
     if not math.isfinite(rate):
         quickest = min(real, key=lambda run: _m(run).duration_s)
         return (
             f"The batch takes {_m(base).duration_s:,.1f} s under {base.name}; the quickest is {quickest.name} with "
             f"{_m(quickest).duration_s:,.1f} s."
         )
-    shares = [_m(run).attainment for run in real]
     at = f"At this traffic's own rate of {rate:.3g} requests a second"
-    if min(shares) >= GOOD:
+    if not promises:
+        quick = min(real, key=lambda run: _finite(_m(run).e2e_s.mean))
+        return (
+            f"{at} the mean request takes {_seconds(_m(base).e2e_s.mean)} under {base.name}; the least is "
+            f"{_seconds(_m(quick).e2e_s.mean)} under {quick.name}."
+        )
+    if min(_m(run).attainment for run in real) >= GOOD:
         return (
             f"{at} every scheduler keeps the SLOs of at least {100 * GOOD:.0f} % of the requests: any will do until it "
             "grows."
@@ -114,7 +135,13 @@ def _at_this_load(real: Sequence[Run], base: Run, best: Run, rate: float) -> str
     return f"{said}."
 
 
-def _at_capacity(best: Run, base: Run, rate: float, target: float) -> str:
+def _at_capacity(real: Sequence[Run], best: Run, base: Run, rate: float, target: float) -> str:
+    if all(CAPACITY.value(run) < 1.0 for run in real):
+        return (
+            f"That is too much for one engine: no scheduler keeps the SLOs of {100 * target:.0f} % of the requests. "
+            "More engines, or other promises, would do more than any scheduler."
+        )
+
     def says(run: Run) -> str:
         assert run.capacity is not None
         if run.capacity.scale is None:

@@ -71,12 +71,12 @@ class Options:
     """Parameters of a generator, such as distribution=2."""
 
     ttft_slo: float | None = None
-    """Bound in seconds on the time to the first token, inf for none. Default: the workload's own, 2 if it has no
-    SLOs."""
+    """Bound in seconds on the time to the first token, inf for none. Default: the workload's own; 2 if it has no SLOs
+    and is no batch."""
 
     tpot_slo: float | None = None
-    """Bound in seconds per token after the first, mean of a request, inf for none. Default: the workload's own, 0.1 if
-    it has no SLOs."""
+    """Bound in seconds per token after the first, mean of a request, inf for none. Default: the workload's own; 0.1 if
+    it has no SLOs and is no batch."""
 
     target: float = 0.9
     """Share of the requests that must be in time where the capacity is searched."""
@@ -212,7 +212,8 @@ def _workload(options: Options, name: str) -> tuple[Workload, list[str]]:
         notes.append(f"the first {FEW:,} of {len(workload):,} requests; --requests 0 takes all")
         workload = workload.take(np.arange(FEW))
     ttft_s, tpot_s = options.ttft_slo, options.tpot_slo
-    if ttft_s is None and tpot_s is None and not running.has_slos(workload):
+    is_batch = math.isinf(running.rate_per_s(workload))
+    if ttft_s is None and tpot_s is None and not (is_batch or running.has_slos(workload)):
         ttft_s, tpot_s = TTFT_SLO_S, TPOT_SLO_S
         notes.append(
             f"{name} has no SLOs of its own; every request was given {ttft_s:g} s to the first token and {tpot_s:g} s "

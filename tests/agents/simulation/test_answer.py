@@ -11,7 +11,7 @@ from dispatchgym.agents.simulation.runs import MOST_SCALE, Capacity, Run
 from dispatchgym.envs.llm.metrics import Metrics, Spread
 from dispatchgym.envs.llm.workload import Workload
 
-TRAFFIC = Workload(np.arange(11) / 2.0, [5] * 11, [2] * 11)  # two a second
+TRAFFIC = Workload(np.arange(11) / 2.0, [5] * 11, [2] * 11, ttft_slo_s=[1.0] * 11)  # two a second
 BATCH = Workload(np.zeros(11), [5] * 11, [2] * 11)
 
 _SPREAD = Spread(0.1, 0.1, 0.1, 0.1)
@@ -59,7 +59,7 @@ def test_failed_schedulers_are_passed_over_even_as_the_first() -> None:
 
 def test_late_requests_waste_and_repairs_are_told() -> None:
     runs = [
-        made("vllm", 0.5, attainment=0.4, recompute_tax=0.2, preemptions=1234, ttft_s=Spread(9, 9, 9, 9.0)),
+        made("vllm", 1.5, attainment=0.4, recompute_tax=0.2, preemptions=1234, ttft_s=Spread(9, 9, 9, 9.0)),
         made("laps", None, attainment=0.8, repairs={"budget": 3, "blocks": 4}, ttft_s=Spread(1, 1, 1, 1.5)),
     ]
     found = answer(runs, [], TRAFFIC, 0.9)
@@ -67,10 +67,30 @@ def test_late_requests_waste_and_repairs_are_told() -> None:
     assert "laps keeps the SLOs of 80.0 % of the requests, vllm of 40.0 %" in text
     assert "vllm spends 20.0 % of its computing on tokens it had computed before (1,234 preemptions)" in text
     assert "within 1.5 s under laps and within 9.0 s under vllm" in text
-    assert found.best == "vllm"  # it carries half of the traffic, laps not even a sixteenth
+    assert found.best == "vllm"  # it carries the traffic, laps not even a sixteenth of it
     with_repairs = answer([runs[1], runs[0]], [], TRAFFIC, 0.9)
     assert "had to repair 7 things in the plans of laps" in " ".join(with_repairs.lines)
-    assert with_repairs.headline == "Take vllm: with laps one engine does not carry even a sixteenth of this traffic."
+    assert with_repairs.headline == "Take vllm: with laps one engine carries not even a sixteenth of this traffic."
+
+
+def test_where_none_carries_the_traffic_the_requests_in_time_decide() -> None:
+    runs = [made("vllm", 0.5, attainment=0.2), made("laps", None, attainment=0.7), made("orca", 0.4, attainment=0.1)]
+    found = answer(runs, [], TRAFFIC, 0.9)
+    assert (
+        found.headline == "Take laps: one engine then serves 3.5 times the requests in time that it serves with vllm."
+    )
+    assert "too much for one engine" in found.lines[1]
+
+
+def test_without_slos_the_mean_request_decides() -> None:
+    traffic = replace(TRAFFIC, ttft_slo_s=np.full(11, np.inf))
+    slow, fast = made("vllm", e2e_s=Spread(2, 2, 2, 2)), made("srtf", e2e_s=Spread(1.6, 1, 2, 2))
+    found = answer([slow, fast], [], traffic, 0.9)
+    assert (
+        found.headline
+        == "Take srtf: one engine then gives 25 % more tokens a second to the mean request than with vllm."
+    )
+    assert "the mean request takes 2.0 s under vllm; the least is 1.6 s under srtf" in found.lines[0]
 
 
 def test_a_batch_is_judged_by_its_tokens_a_second() -> None:
