@@ -85,10 +85,11 @@ class PlacementAdvisor:
     Args:
         state: the cluster.
         policy: who scores.
-        budget_s: how long it may take from being asked; later answers are not waited for.
+        budget_s: how long it may take from being asked; later answers are not waited for. None for as long as it takes,
+            in the caller's own thread, which must then be one alone: that saves two changes of threads a pod.
     """
 
-    def __init__(self, state: ClusterState, policy: ScoringPolicy, *, budget_s: float = 0.05) -> None:
+    def __init__(self, state: ClusterState, policy: ScoringPolicy, *, budget_s: float | None = 0.05) -> None:
         self.state = state
         self.policy = policy
         self.budget_s = budget_s
@@ -149,10 +150,13 @@ class PlacementAdvisor:
         elif self._running is not None and not self._running.done():
             cause = "busy"  # still with a pod that was given up as late
         else:
-            self._running = self._thread.submit(self._ask, pod, nodes)
             try:
-                left = self.budget_s - (time.perf_counter() - begin)
-                scores, waits = self._running.result(max(left, 0.0))
+                if self.budget_s is None:
+                    scores, waits = self._ask(pod, nodes)
+                else:
+                    self._running = self._thread.submit(self._ask, pod, nodes)
+                    left = self.budget_s - (time.perf_counter() - begin)
+                    scores, waits = self._running.result(max(left, 0.0))
                 if np.isnan(scores).any():
                     cause = "not a number"
             except Late:
