@@ -47,7 +47,7 @@ def answer(runs: Sequence[Run], pressed: Sequence[Run], workload: Workload, targ
         lines.append(_at_capacity(real, best, base, rate, target))
     if refused := _m(best).rejected:
         lines.append(f"{refused:,} requests were refused on arrival: the KV pool can never hold them.")
-    lines += _price(pressed, best, base, rate)
+    lines += _price(pressed or fine, best, base, rate)
     lines += _tails(real, base)
     lines += _costs(best, base)
     lines += _oracles(fine)
@@ -166,9 +166,10 @@ def _price(pressed: Sequence[Run], best: Run, base: Run, rate: float) -> list[st
     late, usual = (_m(by_name[run.name]).ttft_s.p99 for run in (best, base))
     if not late > 1.25 * usual:
         return []
+    when = f"at {pressed[0].scale * rate:.3g} requests a second" if math.isfinite(rate) else "of the batch"
     return [
-        f"The price: at {pressed[0].scale * rate:.3g} requests a second one in a hundred waits {_seconds(late)} and "
-        f"more for its first token under {best.name}, {_seconds(usual)} under {base.name}."
+        f"The price: {when} one in a hundred waits {_seconds(late)} and more for its first token under {best.name}, "
+        f"{_seconds(usual)} under {base.name}."
     ]
 
 

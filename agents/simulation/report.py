@@ -210,7 +210,7 @@ def _curves(setting: Setting, runs: Sequence[Run], tones: Mapping[str, str], tar
     figures = []
     rate = rate_per_s(setting.workload)
     capacity = [
-        Line(run.name, tones[run.name], [(scale * rate, share) for scale, share in run.capacity.tried])
+        Line(run.name, tones[run.name], [(scale * rate, share) for scale, share in _attained(run)])
         for run in runs
         if run.capacity is not None
     ]
@@ -249,6 +249,14 @@ def _curves(setting: Setting, runs: Sequence[Run], tones: Mapping[str, str], tar
     if not figures:
         return ""
     return f'<h3>Curves</h3>{_legend(runs, tones)}<div class="plots">{"".join(figures)}</div>'
+
+
+def _attained(run: Run) -> list[tuple[float, float]]:
+    """(scale, attainment) of every run of the scheduler that is known, by scale."""
+    tried = dict(run.capacity.tried) if run.capacity else {}
+    if run.metrics is not None:
+        tried[run.scale] = run.metrics.attainment
+    return sorted(tried.items())
 
 
 def _end_to_end_s(record: Record) -> F64:
