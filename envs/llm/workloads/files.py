@@ -263,8 +263,9 @@ def _of_objects(file: Path, rows: Iterable[tuple[int, Any]]) -> _Table:
     for number, row in rows:
         if not isinstance(row, dict):
             raise InvalidInstanceError(f"{file}, line {number}: is no object with a request's columns")
-        for name in row.keys() - columns.keys():
-            columns[name] = [None] * len(line)
+        for name in row:
+            if name not in columns:
+                columns[name] = [None] * len(line)
         for name, values in columns.items():
             values.append(row.get(name))
         line.append(number)

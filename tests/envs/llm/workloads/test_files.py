@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from dispatchgym.envs.api import InvalidInstanceError, UsageError
+from dispatchgym.envs.api import DispatchGymError, InvalidInstanceError, UsageError
 from dispatchgym.envs.llm.workloads import files
 
 OWN = """arrival_s,prompt_tokens,output_tokens,tenant,class,ttft_slo_s,max_new_tokens,prefix_hashes
@@ -181,3 +186,42 @@ def test_rounded_times_are_spread_until_the_next(tmp_path: Path) -> None:
 def test_an_offline_batch_stays_one(tmp_path: Path) -> None:
     file = written(tmp_path, "arrival_s,prompt_tokens,output_tokens\n" + "0,10,1\n" * 50)
     assert (files.read(file).arrival_s == 0).all()
+
+
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**400), 10**400),
+    st.integers(1, 99),
+    st.floats(),
+    st.text(max_size=9),
+    st.lists(st.integers(0, 9), max_size=4),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+)
+COLUMNS = (*files.OWN.needed, *files.OWN.optional, *(n for each in files.LAYOUTS for n in each.needed.values()))
+
+
+@given(rows=st.lists(st.dictionaries(st.sampled_from(COLUMNS), ANYTHING, max_size=8), max_size=6), data=st.data())
+def test_whatever_stands_in_a_file_it_is_a_workload_or_refused(
+    rows: list[dict[str, object]], data: st.DataObject
+) -> None:
+    usable = {"arrival_s": st.integers(0, 9), "prompt_tokens": st.integers(1, 99), "output_tokens": st.integers(1, 9)}
+    for row in rows:
+        if data.draw(st.booleans()):
+            row |= {name: data.draw(values) for name, values in usable.items()}
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", files.TraceWarning)
+        file = Path(folder, "trace.jsonl")
+        file.write_text("\n".join(map(json.dumps, rows)))
+        with contextlib.suppress(DispatchGymError):
+            assert len(files.read(file)) == len(rows)
+
+
+@given(content=st.one_of(st.binary(max_size=60), st.text(max_size=60).map(str.encode)), head=st.booleans())
+@pytest.mark.parametrize("name", ["t.csv", "t.json", "t.jsonl", "t.csv.gz"])
+def test_no_bytes_break_a_reader(name: str, content: bytes, head: bool) -> None:
+    with TemporaryDirectory() as folder:
+        file = Path(folder, name)
+        file.write_bytes((b"arrival_s,prompt_tokens,output_tokens\n" if head else b"") + content)
+        with contextlib.suppress(DispatchGymError):
+            files.read(file)
