@@ -34,6 +34,8 @@ UNTIL_SEEN_S = 1e9
 ANSWERED = (400, 403, CONFLICT, NOT_FOUND, 410, 422)
 """Refusals that another try would only repeat; other errors leave it open whether the binding was made."""
 LONGEST_REPEAT_S = 2.0
+STOP_S = 5.0
+"""How long a thread may take to end; one that the interpreter must cut off at exit can take it down with it."""
 
 
 class Cluster(Lister, Protocol):
@@ -167,8 +169,9 @@ class Scheduler:
         self._halt.set()
         for reflector in self._reflectors:
             reflector.stop()
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in (self._thread, *self._reflectors):
+            if thread.is_alive():
+                thread.join(STOP_S)
         self._pool.shutdown(cancel_futures=True)
 
     @property

@@ -6,8 +6,10 @@ import itertools
 import logging
 import queue
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Literal, Protocol
 
@@ -111,11 +113,15 @@ class Recorder(threading.Thread):
                     self.dropped += 1
                     log.warning("%s", error)
 
-    def stop(self) -> None:
-        """End the thread after the message at hand; what waits behind it is dropped."""
-        while True:
-            try:
-                self._waiting.put_nowait(None)
-                return
-            except queue.Full:
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Write what waits, as far as there is time, and end the thread."""
+        deadline = time.monotonic() + timeout_s
+        while not self._waiting.empty() and time.monotonic() < deadline and self.is_alive():
+            time.sleep(0.01)
+        with suppress(queue.Empty):
+            while True:
                 self._waiting.get_nowait()
+                self.dropped += 1
+        self._waiting.put_nowait(None)
+        if self.is_alive():
+            self.join(timeout_s)

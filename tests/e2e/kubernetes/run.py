@@ -107,7 +107,7 @@ class Run:
             port = free_port()
             program = self.python(
                 f"second-{number}", "kube-scheduler", "--policy", POLICY, "--port", str(port),
-                "--latency-budget-ms", "1000", "--lease.duration-s", "6", "--lease.renew-deadline-s", "4",
+                "--lease.duration-s", "6", "--lease.renew-deadline-s", "4",
                 "--lease.retry-s", "1", *more,
             )  # fmt: skip
             program.wait_for(f"http://127.0.0.1:{port}/readyz", 180)
@@ -130,10 +130,19 @@ class Run:
     # -- scenarios --
 
     def throughput(self, label: str, scheduler: str) -> None:
-        """The whole sequence by eight threads at once."""
+        """The whole sequence by eight threads at once, several times; the median run counts."""
+        runs = sorted(
+            (self.burst(label, scheduler) for _ in range(self.options.repeat)), key=lambda run: run["pods_per_s"]
+        )
+        speeds = [run["pods_per_s"] for run in runs]
+        row = {"path": label, "nodes": self.options.nodes, "pods": len(self.sequence), **runs[len(runs) // 2]}
+        self.rows.append({**row, "pods_per_s_range": [min(speeds), max(speeds)]})
+
+    def burst(self, label: str, scheduler: str) -> Json:
         cluster = self.cluster
         cluster.clear()
         cluster.watch()
+        time.sleep(1.0)  # until the scheduler has seen that the cluster is empty
         begin = time.monotonic()
         cluster.create_all(self.sequence, scheduler)
         created = time.monotonic() - begin
@@ -142,17 +151,12 @@ class Run:
         self.judge_capacity(label)
         waits = [cluster.seen.at[w.name] - cluster.created[w.name] for w in self.sequence]
         seconds = max(cluster.seen.at.values()) - begin
-        self.rows.append(
-            {
-                "path": label,
-                "nodes": self.options.nodes,
-                "pods": len(self.sequence),
-                "pods_per_s": round(len(self.sequence) / seconds, 1),
-                "created_per_s": round(len(self.sequence) / created, 1),
-                "bind_p50_ms": round(1000 * percentile(waits, 0.5), 1),
-                "bind_p99_ms": round(1000 * percentile(waits, 0.99), 1),
-            }
-        )
+        return {
+            "pods_per_s": round(len(self.sequence) / seconds, 1),
+            "created_per_s": round(len(self.sequence) / created, 1),
+            "bind_p50_ms": round(1000 * percentile(waits, 0.5), 1),
+            "bind_p99_ms": round(1000 * percentile(waits, 0.99), 1),
+        }
 
     def one_by_one(self, label: str, scheduler: str, number: int) -> None:
         """Each pod is bound before the next is created: the judge knows where each must go."""
@@ -193,9 +197,8 @@ class Run:
         for thread in threads:
             thread.join()
         missing = cluster.wait_bound([w.name for w in self.sequence], 120)
-        check(
-            not missing, f"{label}: no pod is lost ({len(self.sequence) - len(missing)} of {len(self.sequence)} bound)"
-        )
+        check(0 < bound[0] < number, f"{label}: that is when {bound[0]} of {number} pods are bound")
+        check(not missing, f"{label}: no pod is lost, {number - len(missing)} of {number} are bound")
         self.judge_capacity(label)
 
     def judge_capacity(self, label: str) -> None:
@@ -336,6 +339,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.e2e.kubernetes.run", description=__doc__.splitlines()[0])
     parser.add_argument("--binaries", type=Path, required=True, help="folder with etcd, kube-apiserver, kube-scheduler")
     parser.add_argument("--pods", type=int, default=300, help="length of the sequence (default %(default)s)")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each path for its speed (default %(default)s)")
     parser.add_argument("--nodes", type=int, default=32, help="(default %(default)s)")
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=SCENARIOS, help="some of the scenarios")
     parser.add_argument("--json", type=Path, help="write the rows here too")
@@ -370,7 +374,7 @@ def main() -> int:
 
 
 def print_table(rows: Sequence[Json]) -> None:
-    titles = ("path", "nodes", "pods", "pods_per_s", "created_per_s", "bind_p50_ms", "bind_p99_ms", "where_policy_said")
+    titles = list(dict.fromkeys(title for row in rows for title in row))
     print("| " + " | ".join(titles) + " |\n|" + " --- |" * len(titles))
     for row in rows:
         print("| " + " | ".join(str(row.get(title, "")) for title in titles) + " |")

@@ -153,9 +153,17 @@ class ApiServer:
         return [body for m, p, body in list(self.requests) if m == method and wanted.search(p)]
 
     def wait(self, condition: Callable[[ApiServer], bool], timeout_s: float = 10.0) -> bool:
-        """True as soon as `condition(self)` holds, False if it does not in time; asked again at every change."""
+        """True as soon as `condition(self)` holds, False if it does not in time.
+
+        Asked again at every change, and from time to time: it may be about somebody who watches the server.
+        """
+        end = time.monotonic() + timeout_s
         with self.changed:
-            return self.changed.wait_for(lambda: condition(self), timeout_s)
+            while not condition(self):
+                if time.monotonic() > end:
+                    return False
+                self.changed.wait(0.02)
+        return True
 
     # -- the store ------------------------------------------------------------------------------------------------
 

@@ -79,7 +79,6 @@ def running(server: ApiServer, **options: Any) -> Iterator[Scheduler]:
     finally:
         scheduler.stop()
         recorder.stop()
-        recorder.join(10)
 
 
 def all_bound(server: ApiServer) -> bool:

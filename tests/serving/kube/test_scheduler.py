@@ -125,6 +125,8 @@ def test_a_cut_watch_is_resumed_and_a_compacted_one_listed_anew(server: ApiServe
                 server.drop_watches()
             server.create("pods", pod(f"p{i}"), "default")
             assert server.wait(all_bound), i
+        for reflector in scheduler._reflectors:
+            server.wait(lambda s, r=reflector: r.lists == 2, 5.0)  # type: ignore[misc]
         lists = [reflector.lists for reflector in scheduler._reflectors]
     assert server.hosts() == {"p0": "a", "p1": "a", "p2": "a"}
     assert lists == [2, 2], "one list at the start, one after 410 Gone, none for the cut"
