@@ -2,7 +2,8 @@
 
 The server runs in a process of its own, as `dispatchgym serve kube` does, in front of a cluster that is in its memory;
 every pod counts where it was placed. The client does nothing but ask, so pods/s is what the extender alone allows.
-Latencies are of single calls. The peer is a server of the standard library that answers at once, but sends head and
+Latencies are of single calls; CPU time is the server's, for both calls of a pod, and hardly depends on what else the
+machine does. The peer is a server of the standard library that answers at once, but sends head and
 body in two packets: what the delayed acknowledgement of the client makes of it.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,19 +42,20 @@ def main() -> None:
         return
     repeats, pods = (3, 200) if options.quick else (7, 500)
     rows = []
-    with _server("naive", 100) as port:
+    with _server("naive", 100) as (port, _):
         naive = _pods_per_s(port, 100, 20 if options.quick else 50, whole=False, repeats=3)
     shapes = ((100, False), (100, True)) if options.quick else ((100, False), (100, True), (1000, False))
     for policy in POLICIES[:1] if options.quick else POLICIES:
         for nodes, whole in shapes:
-            with _server(policy, nodes) as port:
-                speed, p50, p99 = _measured(port, nodes, pods, whole, repeats)
+            with _server(policy, nodes) as (port, process):
+                speed, p50, p99, cpu = _measured(port, process, nodes, pods, whole, repeats)
             name = f"{policy}, {nodes} nodes, {'whole' if whole else 'by name'}"
             bars = (f"bar {BAR_PODS_S:.0f}", f"bar {BAR_P99_MS:.0f}") if nodes == 100 and not whole else ("", "")
             rows += [
                 Row(name, speed.value, "pods/s", speed.spread, "two packets", naive.value, bars[0]),
                 Row(f"{name}, p50", p50.value, "ms a call", p50.spread),
                 Row(f"{name}, p99", p99.value, "ms a call", p99.spread, bar=bars[1]),
+                Row(f"{name}, CPU", cpu.value, "ms a pod", cpu.spread),
             ]
     publish(rows, options.json, ("fastapi", "uvicorn", "pydantic", "numpy"))
 
@@ -103,15 +107,25 @@ def _ask(port: int, nodes: int, pods: range, whole: bool) -> tuple[float, list[f
     return seconds, calls
 
 
-def _measured(port: int, nodes: int, pods: int, whole: bool, repeats: int) -> tuple[Measured, Measured, Measured]:
+def _measured(port: int, process: int, nodes: int, pods: int, whole: bool, repeats: int) -> list[Measured]:
+    """Pods/s, median and 99th percentile of calls in ms, CPU ms of the server a pod."""
     _ask(port, nodes, range(10**6, 10**6 + 20), whole)  # warm-up
-    speed, p50, p99 = [], [], []
+    found = []
     for r in range(repeats):
+        before = _cpu_s(process)
         seconds, calls = _ask(port, nodes, range(2 * 10**6 + r * pods, 2 * 10**6 + (r + 1) * pods), whole)
-        speed.append(pods / seconds)
-        p50.append(1000.0 * float(np.percentile(calls, 50)))
-        p99.append(1000.0 * float(np.percentile(calls, 99)))
-    return Measured.of(speed), Measured.of(p50), Measured.of(p99)
+        p50, p99 = np.percentile(calls, (50, 99))
+        found.append((pods / seconds, 1e3 * p50, 1e3 * p99, 1e3 * (_cpu_s(process) - before) / pods))
+    return [Measured.of(column) for column in zip(*found, strict=True)]
+
+
+def _cpu_s(process: int) -> float:
+    """CPU seconds of a process so far; NaN where /proc is not there."""
+    stat = Path(f"/proc/{process}/stat")
+    if not stat.exists():
+        return float("nan")
+    user, system = stat.read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _pods_per_s(port: int, nodes: int, pods: int, whole: bool, repeats: int) -> Measured:
@@ -122,13 +136,14 @@ def _pods_per_s(port: int, nodes: int, pods: int, whole: bool, repeats: int) -> 
 
 
 @contextmanager
-def _server(policy: str, nodes: int) -> Iterator[int]:
+def _server(policy: str, nodes: int) -> Iterator[tuple[int, int]]:
+    """Port and process number."""
     process = subprocess.Popen(
         [sys.executable, __file__, "--serve", policy, str(nodes)], stdout=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout is not None
-        yield int(process.stdout.readline())
+        yield int(process.stdout.readline()), process.pid
     finally:
         process.terminate()
         process.wait(30)

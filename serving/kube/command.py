@@ -41,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
     """Serve until told to stop; returns the exit code."""
     options = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries are told by the watch
     if not 0.1 <= options.latency_budget_ms <= 5000:
         raise UsageError(f"--latency-budget-ms {options.latency_budget_ms:g} must be 0.1 to 5000")
     access = _access(options)

@@ -90,25 +90,25 @@ class Guarded:
         if any(not value.isdigit() or int(value[:20]) > self._access.max_bytes for value in lengths):
             await _refuse(send, 413, f"a request may have {self._access.max_bytes} bytes")
             return
-        body, more = b"", scope["method"] not in ("GET", "HEAD")
-        chunks = []
-        size = 0
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self._access.body_s
-        while more:
-            try:
-                message = await asyncio.wait_for(receive(), until - loop.time())
-            except TimeoutError:
-                await _refuse(send, 408, f"the request took longer than {self._access.body_s:g} s to arrive")
-                return
-            if message["type"] == "http.disconnect":
-                return
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            more = message.get("more_body", False)
-            if size > self._access.max_bytes:
-                await _refuse(send, 413, f"a request may have {self._access.max_bytes} bytes")
-                return
+        if scope["method"] in ("GET", "HEAD"):
+            await self._app(scope, receive, send)
+            return
+        chunks, size, more = [], 0, True
+        try:
+            async with asyncio.timeout(self._access.body_s):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return
+                    chunks.append(message.get("body", b""))
+                    size += len(chunks[-1])
+                    more = message.get("more_body", False) and size <= self._access.max_bytes
+        except TimeoutError:
+            await _refuse(send, 408, f"the request took longer than {self._access.body_s:g} s to arrive")
+            return
+        if size > self._access.max_bytes:
+            await _refuse(send, 413, f"a request may have {self._access.max_bytes} bytes")
+            return
         body = b"".join(chunks)
         has_read = False
 
@@ -119,7 +119,7 @@ class Guarded:
             has_read = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self._app(scope, replay if scope["method"] not in ("GET", "HEAD") else receive, send)
+        await self._app(scope, replay, send)
 
 
 async def _refuse(send: Send, status: int, why: str) -> None:
