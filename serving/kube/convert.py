@@ -514,8 +514,9 @@ def _text(parent: Json, key: str, what: str) -> str:
         return ""
     if not isinstance(value, str):
         raise PayloadError(f"{what}: {key} is {value!r:.60}, not text")
-    if key in ("name", "namespace", "nodeName", "uid") and len(value) > LONGEST_NAME:
-        raise PayloadError(f"{what}: {key} has {len(value)} characters; {LONGEST_NAME} at most")
+    is_name = key in ("name", "namespace", "nodeName", "uid")
+    if is_name and not (len(value) <= LONGEST_NAME and value.isascii() and value.isprintable()):
+        raise PayloadError(f"{what}: {key} {value!r:.60} is not up to {LONGEST_NAME} printable ASCII characters")
     return value
 
 

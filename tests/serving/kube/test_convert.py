@@ -112,6 +112,15 @@ def test_an_error_names_the_pod_the_field_and_the_value() -> None:
         pod_facts(odd)
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[0m", "é", "x" * 254, ""])
+def test_a_name_cannot_forge_a_line_of_the_log(name: str) -> None:
+    for made, read in ((pod("p"), pod_facts), (node("n"), node_facts)):
+        made["metadata"]["name"] = name
+        with pytest.raises(PayloadError) as refused:
+            read(made)  # type: ignore[operator]
+        assert str(refused.value).isprintable()
+
+
 _PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
