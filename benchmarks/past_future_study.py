@@ -3,7 +3,7 @@
 3,000 requests, all there at the start, a pool of 120,000 tokens, a round of admissions every 10 decode steps, at most
 32,768 prompt tokens a step; evictions cost no time. Peer figures: the script of WuSiYu/lightllm-ae, run by us. It is
 unseeded and its policies saw different draws, whose total work differs by about 1.2 % from draw to draw, so steps are
-given for each step that the draw would take with the pool always full ("steps, full pool = 1"), for the peer by the
+given for 100 steps that the draw would take with the pool always full, for the peer by the
 expected work.
 """
 
@@ -46,13 +46,12 @@ def main() -> None:
             peer_steps, peer_use, peer_evicted = SCRIPT[name][distribution]
             title = f"D{distribution} {name}"
             for unit, ours, peer in (
-                ("steps, full pool = 1", steps, peer_steps / expected_work(distribution)),
+                ("steps, full pool = 100", 100 * steps, 100 * peer_steps / expected_work(distribution)),
                 ("% of the pool used", use, peer_use),
                 ("evictions / 100 req", evicted, peer_evicted),
             ):
                 spent = Measured.of(ours.tolist())
                 rows.append(Row(f"{title}: {unit}", spent.value, "", spent.spread, "script", peer or None))
-                print(f"{title}: {unit}: {spent.value:.4g} (script {peer:.4g})", flush=True)
     publish(rows, options.json, ["numba", "numpy"])
 
 

@@ -1,17 +1,17 @@
 """A plan meets the engine: it is carried out as far as it can be, and what cannot be done is counted."""
 
+# mypy: disable-error-code=no-any-return
+
 from __future__ import annotations
 
 from typing import Any
-
-import numpy as np
 
 from dispatchgym.envs.compiled import compiled, inlined
 from dispatchgym.envs.llm.batching import fill, rescue
 from dispatchgym.envs.llm.kernel import LISTED, NO_BUDGET, NO_SLOT, NOTHING_LEFT, admit, end, grant, known, preempt
 from dispatchgym.envs.llm.ledger import cached_blocks
 from dispatchgym.envs.llm.record import DROPPED
-from dispatchgym.envs.llm.state import F64, I32, I64, NONE, PAUSE, RUNNING, SWAP, WAITING, State
+from dispatchgym.envs.llm.state import F64, I32, I64, NONE, PAUSE, RUNNING, SWAP, WAITING, State, int64
 
 REPAIRS = (
     "unknown request",
@@ -42,8 +42,8 @@ def _repair(counts: I64, first: I64, kind: int, request: int, tokens: int) -> No
 def _state(s: State, r: int) -> int:
     """Where request r is; -1 for a number that is no request."""
     if r < 0 or r >= s.eng[0].next:
-        return np.int64(_NONE)
-    return np.int64(s.req[r].state)
+        return int64(_NONE)
+    return int64(s.req[r].state)
 
 
 @compiled
@@ -61,21 +61,21 @@ def apply(
     for r in drop:
         where = _state(s, r)
         if where in (_RUNNING, _WAITING):
-            end(s, np.int64(r), np.int64(_DROPPED))
+            end(s, int64(r), int64(_DROPPED))
         else:
             _repair(counts, first, UNKNOWN, r, 0)
     for i in range(len(preempted)):
-        r = np.int64(preempted[i])
+        r = int64(preempted[i])
         if _state(s, r) != _RUNNING:
             _repair(counts, first, UNKNOWN, r, 0)
         elif s.req[r].preemptions >= e.max_preemptions:
             _repair(counts, first, SPARED, r, 0)
         elif how[i] != _PAUSE:  # a pause is not to be granted anything
-            preempt(s, r, np.int64(how[i]))
+            preempt(s, r, int64(how[i]))
             if how[i] == _SWAP and s.req[r].computed > 0 and s.req[r].host_blocks == 0:
                 _repair(counts, first, HOST_FULL, r, 0)
     for i in range(len(grants)):
-        r, n = np.int64(grants[i]), tokens[i]
+        r, n = int64(grants[i]), tokens[i]
         where = _state(s, r)
         if where not in (_RUNNING, _WAITING):
             _repair(counts, first, UNKNOWN, r, n)
@@ -90,10 +90,10 @@ def apply(
                 if e.group == _NONE:  # the others of an interrupted step come with the first
                     _repair(counts, first, TWICE, r, n)
                 continue
-            got = np.int64(grant(s, r, n, LISTED, victims))
+            got = int64(grant(s, r, n, LISTED, victims))
             most = n
         else:
-            got = np.int64(admit(s, r, n, np.int64(0), np.int64(0)))
+            got = int64(admit(s, r, n, int64(0), int64(0)))
             most = min(n, known(s, r))
         if got == NO_BUDGET or (got > 0 and got < most and e.budget == 0):
             _repair(counts, first, BEYOND, r, n)
@@ -105,7 +105,7 @@ def apply(
             _repair(counts, first, FULL, r, n)
     if e.batch == 0 and e.running + e.waiting > 0:
         if len(grants) > 0:
-            _repair(counts, first, IDLE, np.int64(_NONE), np.int64(0))
+            _repair(counts, first, IDLE, int64(_NONE), int64(0))
         fill(s, default)
         if e.batch == 0:
             rescue(s)
@@ -138,7 +138,7 @@ def gather(s: State, ids: I64, ints: I64, floats: F64) -> None:
         ints[7, k] = q.generated
         ints[8, k] = q.blocks
         ints[9, k] = q.host_blocks
-        found = np.int64(0)
+        found = int64(0)
         if q.state == _WAITING and q.host_blocks == 0:
             found = cached_blocks(s, r)[0] * s.eng[0].block_tokens
         ints[10, k] = found
@@ -149,7 +149,7 @@ def gather(s: State, ids: I64, ints: I64, floats: F64) -> None:
 @compiled
 def queue(s: State, ids: I64) -> None:
     """The waiting requests, head first, into `ids`, shape (waiting,)."""
-    r = np.int64(s.eng[0].head)
+    r = int64(s.eng[0].head)
     for k in range(len(ids)):
         ids[k] = r
-        r = np.int64(s.req[r].after)
+        r = int64(s.req[r].after)

@@ -5,6 +5,8 @@ is preempted when blocks run short. First come, first served with the defaults i
 a policy gives an empty plan.
 """
 
+# mypy: disable-error-code=no-any-return
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -34,7 +36,7 @@ from dispatchgym.envs.llm.kernel import (
 )
 from dispatchgym.envs.llm.ledger import cached_blocks, unpin
 from dispatchgym.envs.llm.policy import EngineSpec
-from dispatchgym.envs.llm.state import DECIDE, LOG_FULL, NONE, State
+from dispatchgym.envs.llm.state import DECIDE, LOG_FULL, NONE, State, float64, int64
 
 Mode = Literal["mixed", "prefill-first", "static"]
 Order = Literal["arrival", "priority", "deadline", "shortest-prompt", "longest-prefix", "key"]
@@ -156,24 +158,24 @@ def first_waiting(s: State, order: int) -> int:
     """The waiting request that comes first in this order, -1 with none."""
     e = s.eng[0]
     if order == BY_ARRIVAL:
-        return np.int64(e.head)
-    best, best_key = np.int64(_NONE), 0.0
-    r = np.int64(e.head)
+        return int64(e.head)
+    best, best_key = int64(_NONE), 0.0
+    r = int64(e.head)
     while r != _NONE:
         q = s.req[r]
         if order == BY_PRIORITY:
-            key = np.float64(q.priority)
+            key = float64(q.priority)
         elif order == BY_DEADLINE:
             key = q.arrival_s + q.ttft_slo_s
         elif order == BY_PROMPT:
-            key = np.float64(known(s, r))
+            key = float64(known(s, r))
         elif order == BY_PREFIX:
-            key = -np.float64(cached_blocks(s, r)[0])
+            key = -float64(cached_blocks(s, r)[0])
         else:
             key = q.key
         if best == _NONE or key < best_key:
             best, best_key = r, key
-        r = np.int64(q.after)
+        r = int64(q.after)
     return best
 
 
@@ -183,8 +185,8 @@ def _claim(s: State, rule: Any, r: int) -> int:
     c, q = rule[0], s.req[r]
     if c.reserve_len > 0:
         return c.reserve_len
-    new = c.assumed_new if c.assumed_new > 0 else np.int64(q.max_new)
-    return np.int64(q.prompt) + max(new, np.int64(q.generated))
+    new = c.assumed_new if c.assumed_new > 0 else int64(q.max_new)
+    return int64(q.prompt) + max(new, int64(q.generated))
 
 
 @compiled
@@ -197,12 +199,12 @@ def may_enter(s: State, rule: Any, r: int) -> bool:
     if c.admission == RESERVE:
         total = _claim(s, rule, r)
         for k in range(e.running):
-            total += _claim(s, rule, np.int64(s.run[k]))
+            total += _claim(s, rule, int64(s.run[k]))
         return total <= room
     if c.admission == CURRENT:
-        held = np.int64(0)
+        held = int64(0)
         for k in range(e.running):
-            held += known(s, np.int64(s.run[k]))
+            held += known(s, int64(s.run[k]))
         return held < room
     return True
 
@@ -213,7 +215,7 @@ def _piece(s: State, rule: Any, left: int) -> int:
     e, c = s.eng[0], rule[0]
     n = min(left, c.piece_tokens)
     if c.undivided == 1 and n > e.budget and (n <= e.token_budget or e.prefills > 0):
-        return np.int64(0)
+        return int64(0)
     return n
 
 
@@ -221,14 +223,14 @@ def _piece(s: State, rule: Any, left: int) -> int:
 def _go_on(s: State, rule: Any, decodes: bool, prefills: bool) -> None:
     """Grant the running their next tokens, in order of admission."""
     e, c = s.eng[0], rule[0]
-    k = np.int64(0)
+    k = int64(0)
     while k < e.running and e.budget > 0:
-        r = np.int64(s.run[k])
+        r = int64(s.run[k])
         stamp = s.req[r].stamp
         if s.req[r].granted == 0:
             if is_decoding(s, r):
                 if decodes:
-                    grant(s, r, np.int64(1), c.victim, NO_ORDER)
+                    grant(s, r, int64(1), c.victim, NO_ORDER)
             elif prefills:
                 n = _piece(s, rule, known(s, r) - s.req[r].computed)
                 if n > 0:
@@ -243,7 +245,7 @@ def _go_on(s: State, rule: Any, decodes: bool, prefills: bool) -> None:
 def _let_in(s: State, rule: Any) -> None:
     """Admit from the queue until the first that must wait."""
     e, c = s.eng[0], rule[0]
-    spare = np.int64(c.watermark * e.kv_blocks)
+    spare = int64(c.watermark * e.kv_blocks)
     if c.every > 1 and e.waiting > 0:
         if e.running > 0 and e.steps < e.round + c.every:
             return
@@ -253,7 +255,7 @@ def _let_in(s: State, rule: Any) -> None:
         if not may_enter(s, rule, r):
             break
         n = _piece(s, rule, known(s, r) - s.req[r].computed)
-        if n == 0 or admit(s, r, n, c.whole, spare if e.running > 0 else np.int64(0)) < 0:
+        if n == 0 or admit(s, r, n, c.whole, spare if e.running > 0 else int64(0)) < 0:
             break
 
 
@@ -291,14 +293,14 @@ def rescue(s: State) -> None:
     e = s.eng[0]
     for how in range(2):
         e.budget = e.token_budget
-        k = np.int64(0)
+        k = int64(0)
         while k < e.running and e.batch == 0:
-            grant(s, np.int64(s.run[k]), e.token_budget, LAST, NO_ORDER)
+            grant(s, int64(s.run[k]), e.token_budget, LAST, NO_ORDER)
             k += 1
-        r = np.int64(e.head)
+        r = int64(e.head)
         while r != _NONE and e.batch == 0:
-            after = np.int64(s.req[r].after)
-            admit(s, r, e.token_budget, np.int64(0), np.int64(0))
+            after = int64(s.req[r].after)
+            admit(s, r, e.token_budget, int64(0), int64(0))
             r = after
         if e.batch > 0:
             return
@@ -337,7 +339,7 @@ def run(s: State, rule: Any, until_s: float) -> int:
         if e.batch == 0:
             rescue(s)
         if e.jumps == 1 and is_steady(s):
-            most = np.int64(2**40)
+            most = int64(2**40)
             if rule[0].every > 1 and e.waiting > 0:
                 most = e.round + rule[0].every - e.steps
             jump(s, most, True, False)

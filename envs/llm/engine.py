@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
-from dispatchgym.envs.api import InvalidPlanError
+from dispatchgym.envs.api import InvalidPlanError, UsageError
 from dispatchgym.envs.llm.apply import FLOATS, IDLE, INTS, OVERSLEPT, REPAIRS, apply, gather, queue
 from dispatchgym.envs.llm.batching import BatchingRule, rescue
 from dispatchgym.envs.llm.executor import Executor, SimulatedExecutor, batch_of
-from dispatchgym.envs.llm.kernel import arrive, begin, finish_step, hold_on, interrupt_step, next_epoch
+from dispatchgym.envs.llm.kernel import arrive, begin, end, enter, finish_step, hold_on, interrupt_step, next_epoch
 from dispatchgym.envs.llm.ledger import pin, unpin
 from dispatchgym.envs.llm.policy import (
     CompiledPolicy,
@@ -24,8 +25,21 @@ from dispatchgym.envs.llm.policy import (
     RequestTable,
     Texts,
 )
-from dispatchgym.envs.llm.setup import with_more_log
-from dispatchgym.envs.llm.state import DONE, PAUSE, RECOMPUTE, SWAP, State
+from dispatchgym.envs.llm.record import ABORTED
+from dispatchgym.envs.llm.setup import fresh_requests, with_more_log, with_request
+from dispatchgym.envs.llm.state import (
+    DONE,
+    ENDED,
+    I32,
+    I64,
+    NONE,
+    PAUSE,
+    RECOMPUTE,
+    RUNNING,
+    SWAP,
+    WAITING,
+    State,
+)
 
 _DEFAULT = BatchingRule().packed()
 _HOW = {"recompute": RECOMPUTE, "swap": SWAP, "pause": PAUSE}
@@ -37,8 +51,12 @@ _MOST = 2**31 - 1
 class Engine:
     """Asks a policy for a plan at every step boundary, and carries it out.
 
+    With a `clock` it serves live: time comes from there, requests from `submit`, and a plan that waits returns at once,
+    for the caller to sleep until `wait_until_s` or the next request.
+
     Attributes:
         state: the arrays; nobody but the engine writes them.
+        wait_until_s: the time that the last plan waits for, -inf if it made a step.
         decisions: plans asked for.
         policy_s: CPU seconds that the policy took.
     """
@@ -51,8 +69,14 @@ class Engine:
         *,
         executor: Executor | None = None,
         strict: bool = False,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.state = state
+        self._clock = clock
+        self._free_ids: list[int] = []
+        self._serial = int(state.eng["num"][0])
+        self._stepped_s = -np.inf
+        self.wait_until_s = -np.inf
         self.policy = policy
         self.spec = spec
         self.strict = strict
@@ -63,10 +87,7 @@ class Engine:
         self._counts = np.zeros(len(REPAIRS), np.int64)
         self._first = np.full(3, -1, np.int64)
         self._interrupted = False
-        self._hash_tokens = int(state.eng["hash_ratio"][0] * state.eng["block_tokens"][0])
-        self._hashes, self._first_hash = state.hashes, state.req["hash_at"].copy()
-        prompt_hashes = -(-state.req["prompt"].astype(np.int64) // self._hash_tokens)
-        self._hash_count = np.minimum(state.req["hash_count"], prompt_hashes).astype(np.int32)
+        self._texts: dict[int, I64] = {}
 
     @property
     def repairs(self) -> dict[str, int]:
@@ -81,6 +102,8 @@ class Engine:
     def step(self) -> bool:
         """One decision and what follows from it; False when no request is left."""
         self._make_room_for_logs()
+        if self._clock is not None:
+            self.state.eng["now"][0] = max(float(self.state.eng["now"][0]), self._clock())
         if next_epoch(self.state) == DONE:
             return False
         if isinstance(self.policy, CompiledPolicy):
@@ -110,11 +133,14 @@ class Engine:
             else:
                 unpin(s, p.request)
         self._interrupted = False
+        self.wait_until_s = -np.inf
         self._first[:] = -1
         begin(s)
         if plan.wait_until_s is not None and len(plan.grants) == 0 and self._wait(plan):
             return
-        apply(s, *orders, plan.interruptible, _DEFAULT, self._counts, self._first)
+        drop, preempted, how, ids, amounts, victims = orders
+        late = plan.interruptible
+        apply(s, drop, preempted, how, ids, amounts, victims, late, _DEFAULT, self._counts, self._first)
         if self.strict and self._first[0] >= 0:
             kind, request, tokens = (int(x) for x in self._first)
             raise InvalidPlanError(
@@ -145,13 +171,20 @@ class Engine:
             self._interrupted = True
         else:
             finish_step(s, result.duration_s)
+        self._stepped_s = float(e["now"])
 
     def _wait(self, plan: Plan) -> bool:
         """Let time pass as the plan says; False if there has been enough of that."""
         s, e = self.state, self.state.eng[0]
         assert plan.wait_until_s is not None
+        if self._clock is not None and e["waiting"]:
+            since = max(self._stepped_s, float(s.req["queued_s"][e["head"]]))
+            e["waited_s"] = max(0.0, float(e["now"]) - since)
         left = self.spec.config.max_wait_s - float(e["waited_s"])
         until = min(float(plan.wait_until_s), float(e["now"]) + left)
+        self.wait_until_s = until if self._clock is not None else -np.inf
+        if self._clock is not None and until > e["now"]:
+            return True
         if not until > e["now"]:
             if plan.wait_until_s > e["now"]:
                 self._counts[OVERSLEPT] += 1
@@ -181,6 +214,75 @@ class Engine:
             raise InvalidPlanError(f"{self._name()} returned {type(plan).__name__}, not a Plan")
         return plan
 
+    def submit(
+        self,
+        prompt_tokens: int,
+        max_new_tokens: int,
+        *,
+        hashes: I64 | None = None,
+        **columns: float,
+    ) -> int:
+        """A request comes now; returns its number, which is free again after `release`.
+
+        Args:
+            hashes: of the prompt's blocks, of as many tokens as the engine's workload says; see Workload.
+            columns: ttft_slo_s, tpot_slo_s, priority, tenant, session, program.
+
+        Raises:
+            UsageError: lengths below 1, or longer than the engine will ever hold.
+        """
+        if prompt_tokens < 1 or max_new_tokens < 1:
+            raise UsageError(f"request of {prompt_tokens} prompt and {max_new_tokens} output tokens: both must be >= 1")
+        e = self.state.eng[0]
+        row = self.state.table.shape[1] * int(e["block_tokens"])
+        longest = min(int(e["max_len"]), row, int(e["kv_blocks"]) * int(e["block_tokens"]))
+        if prompt_tokens + max_new_tokens + self.spec.config.max_spec > longest:
+            raise UsageError(
+                f"request of {prompt_tokens} + {max_new_tokens} tokens: this engine holds at most {longest} at a time"
+            )
+        own = np.zeros(0, np.int64) if hashes is None else np.asarray(hashes, np.int64)
+        self.state = s = with_request(self.state, own)
+        self._simulated.state = s
+        e = s.eng[0]
+        if self._free_ids:
+            r = self._free_ids.pop()
+            e["ended"] -= 1
+        else:
+            r = int(e["num"])
+            e["num"] += 1
+            e["next"] += 1
+        s.req[r : r + 1] = fresh_requests(1)
+        q = s.req[r]
+        size = int(e["hash_ratio"] * e["block_tokens"])
+        q["prompt"], q["output"], q["max_new"] = prompt_tokens, max_new_tokens, max_new_tokens
+        q["hash_at"], q["hash_count"] = int(e["hashes"]) - len(own), len(own)
+        q["hashed"] = min(len(own) * size, prompt_tokens)
+        q["serial"] = self._serial
+        self._serial += 1
+        q["arrival_s"] = float(e["now"]) if self._clock is None else self._clock()
+        q["ttft_slo_s"] = q["tpot_slo_s"] = np.inf
+        for name in ("session", "program"):
+            q[name] = NONE
+        for name, value in columns.items():
+            if name not in ("ttft_slo_s", "tpot_slo_s", "priority", "tenant", "session", "program"):
+                raise UsageError(f"request: {name} is not something a request has")
+            q[name] = value
+        enter(s, r)
+        return r
+
+    def abort(self, request: int) -> None:
+        """The client is gone: the request ends, and gives back what it holds."""
+        if self.state.req["state"][request] in (WAITING, RUNNING):
+            end(self.state, request, ABORTED)
+
+    def release(self, request: int) -> None:
+        """The number of a request that has ended may be given to another."""
+        if self.state.req["state"][request] != ENDED:
+            raise UsageError(f"request {request} has not ended")
+        unpin(self.state, request)
+        self._texts.pop(request, None)
+        self._free_ids.append(request)
+
     def view(self) -> EngineView:
         """What the policy sees now."""
         s, e = self.state, self.state.eng[0]
@@ -191,6 +293,9 @@ class Engine:
         if self.policy.oracle:
             output = s.req["output"]
             oracle = Oracle(output[running].astype(np.int64), output[waiting].astype(np.int64))
+        texts = None
+        if getattr(self.policy, "texts", False):
+            texts = self._read_texts(np.concatenate([running, waiting]))
         window, known = len(s.history), int(e["finished"])
         history = np.roll(s.history, -(known % window)) if known > window else s.history[:known].copy()
         history.flags.writeable = False
@@ -208,9 +313,22 @@ class Engine:
             history=history,
             finished=known,
             interrupted=self._interrupted,
-            texts=Texts(self._hashes, self._first_hash, self._hash_count, int(e["next"]), self._hash_tokens),
+            texts=texts,
             oracle=oracle,
         )
+
+    def _read_texts(self, requests: I64) -> Texts:
+        s, size = self.state, int(self.state.eng["hash_ratio"][0] * self.state.eng["block_tokens"][0])
+        known, self._texts = self._texts, {}
+        for r in requests.tolist():
+            if r not in known:
+                row = s.req[r]
+                first = int(row["hash_at"])
+                count = min(int(row["hash_count"]), -(-int(row["prompt"]) // size))  # those of the output left out
+                known[r] = s.hashes[first : first + count].copy()
+                known[r].flags.writeable = False
+            self._texts[r] = known[r]
+        return Texts(MappingProxyType(self._texts), size)
 
     def _name(self) -> str:
         return f"policy {self.policy.name!r}, step {int(self.state.eng['steps'][0])}"
@@ -227,7 +345,7 @@ class Engine:
             self._simulated.state = self.state
 
 
-def _orders(plan: Plan, name: str) -> tuple[npt.NDArray[Any], ...]:
+def _orders(plan: Plan, name: str) -> tuple[I32, I32, I32, I32, I64, I32]:
     """A plan's lists as the arrays that `apply` takes."""
     try:
         grants = np.asarray(plan.grants, np.int64).reshape(-1, 2) if len(plan.grants) else _NO_GRANTS

@@ -4,6 +4,8 @@ A scheduler, compiled or not, calls the same few functions between `begin` and `
 `grant`. They are the whole mechanism, and the same for every scheduler.
 """
 
+# mypy: disable-error-code=no-any-return
+
 from __future__ import annotations
 
 import numpy as np
@@ -37,6 +39,9 @@ from dispatchgym.envs.llm.state import (
     WAITING,
     WEIGHTS_S,
     State,
+    float64,
+    int64,
+    uint64,
 )
 
 _FUTURE, _WAITING, _RUNNING, _ENDED, _NONE = FUTURE, WAITING, RUNNING, ENDED, NONE
@@ -97,6 +102,18 @@ def _dequeue(s: State, r: int) -> None:
 
 
 @compiled
+def enter(s: State, r: int) -> None:
+    """Queue request r, or refuse it if it could never be held."""
+    e, q = s.eng[0], s.req[r]
+    longest = int64(q.prompt) + q.max_new
+    if longest > e.max_len or blocks_for(s, longest) > e.kv_blocks:
+        q.state, q.status, q.finish_s = _ENDED, _REJECTED, q.arrival_s
+        e.ended += 1
+    else:
+        enqueue(s, r, False)
+
+
+@compiled
 def arrive(s: State) -> int:
     """Queue every request whose time has come, refuse those that could never be held; returns how many came."""
     e = s.eng[0]
@@ -108,12 +125,7 @@ def arrive(s: State) -> int:
         if q.state == _ENDED:  # the client gave up before
             continue
         came += 1
-        longest = np.int64(q.prompt) + q.max_new
-        if longest > e.max_len or blocks_for(s, longest) > e.kv_blocks:
-            q.state, q.status, q.finish_s = _ENDED, _REJECTED, q.arrival_s
-            e.ended += 1
-        else:
-            enqueue(s, r, False)
+        enter(s, r)
     return came
 
 
@@ -160,7 +172,7 @@ def begin(s: State) -> None:
 @inlined
 def known(s: State, r: int) -> int:
     """Tokens of r whose text is known: prompt and output so far."""
-    return np.int64(s.req[r].prompt) + s.req[r].generated
+    return int64(s.req[r].prompt) + s.req[r].generated
 
 
 @inlined
@@ -193,21 +205,21 @@ def _schedule(s: State, r: int, tokens: int, decode: bool) -> None:
     row = s.batch[i]
     row.request, row.start, row.tokens, row.decode = r, q.computed, tokens, 1 if decode else 0
     q.granted, q.row = tokens, i
-    _count(s, np.int64(q.computed), tokens, decode, 1)
+    _count(s, int64(q.computed), tokens, decode, 1)
     if np.isnan(q.first_scheduled_s):
         q.first_scheduled_s = e.now
     q.new_keys = 0
     if e.caching == 1 and e.late_keys == 0:
-        q.new_keys = publish(s, r, np.int64(q.computed), min(np.int64(q.computed) + tokens, known(s, r)))
+        q.new_keys = publish(s, r, int64(q.computed), min(int64(q.computed) + tokens, known(s, r)))
 
 
 @compiled
 def unschedule(s: State, r: int) -> None:
     """Take request r out of the step again."""
     e, q = s.eng[0], s.req[r]
-    i = np.int64(q.row)
+    i = int64(q.row)
     row = s.batch[i]
-    _count(s, np.int64(row.start), np.int64(row.tokens), row.decode == 1, -1)
+    _count(s, int64(row.start), int64(row.tokens), row.decode == 1, -1)
     e.batch -= 1
     for k in range(i, e.batch):  # rows keep their order
         below = s.batch[k + 1]
@@ -302,36 +314,36 @@ def victim(s: State, r: int, rule: int, order: I32) -> int:
     """
     e = s.eng[0]
     if rule == NOBODY:
-        return np.int64(_NONE)
+        return int64(_NONE)
     if rule == LISTED:
         for v in order:
             q = s.req[v]
             if q.state == _RUNNING and q.preemptions < e.max_preemptions and (q.granted == 0 or q.new_keys == 0):
-                return np.int64(v)
-    best, best_a, best_b, best_spared = np.int64(_NONE), 0.0, 0.0, False
+                return int64(v)
+    best, best_a, best_b, best_spared = int64(_NONE), 0.0, 0.0, False
     for k in range(e.running - 1, -1, -1):
-        v = np.int64(s.run[k])
+        v = int64(s.run[k])
         q = s.req[v]
         spared = q.preemptions >= e.max_preemptions
         if q.granted > 0 and (q.new_keys > 0 or spared or rule in (LAST, LISTED)):
             continue
         if spared:
-            a, b = np.float64(v), 0.0
+            a, b = float64(v), 0.0
         elif rule == LEAST_COMPUTED:
-            a, b = -np.float64(q.computed), 0.0
+            a, b = -float64(q.computed), 0.0
         elif rule == LOWEST_PRIORITY:
-            a, b = np.float64(q.priority), q.arrival_s
+            a, b = float64(q.priority), q.arrival_s
         elif rule == FEWEST_OUTPUTS:
-            a, b = -np.float64(q.generated), np.float64(q.prompt)
+            a, b = -float64(q.generated), float64(q.prompt)
         else:
-            a, b = np.float64(k), 0.0
+            a, b = float64(k), 0.0
         better = best == _NONE or (best_spared and not spared)
         if not better and best_spared == spared:
             better = a > best_a or (a == best_a and b > best_b)
         if better:
             best, best_a, best_b, best_spared = v, a, b, spared
     if best == r and best_spared:
-        return np.int64(_NONE)  # it keeps what it has, and goes on when others are done
+        return int64(_NONE)  # it keeps what it has, and goes on when others are done
     return best
 
 
@@ -346,7 +358,7 @@ def grant(s: State, r: int, tokens: int, rule: int, order: I32) -> int:
     left = known(s, r) - q.computed
     decode = is_decoding(s, r)
     if decode:  # more than one: verify a draft of tokens - 1
-        n = min(tokens, 1 + e.max_spec, np.int64(q.max_new) - q.generated)
+        n = min(tokens, 1 + e.max_spec, int64(q.max_new) - q.generated)
     else:
         n = min(tokens, left)
     if n <= 0 or q.granted > 0:
@@ -374,12 +386,12 @@ def _resume(s: State, r: int) -> int:
     if e.batch > 0:
         return NO_BUDGET
     for k in range(e.running):
-        v = np.int64(s.run[k])
+        v = int64(s.run[k])
         if s.req[v].group == g:
-            _schedule(s, v, np.int64(s.req[v].group_tokens), False)
+            _schedule(s, v, int64(s.req[v].group_tokens), False)
     e.group = g
     e.late_keys = 1
-    return np.int64(s.req[r].granted)
+    return int64(s.req[r].granted)
 
 
 @compiled
@@ -389,7 +401,7 @@ def interrupt_step(s: State, elapsed_s: float, left_s: float, segments: int) -> 
     write_log(s, e.now, elapsed_s, e.waiting)
     g = e.group
     if g == _NONE:
-        g = np.int64(0)
+        g = int64(0)
         while s.group[g].members > 0:
             g += 1
     group = s.group[g]
@@ -421,8 +433,8 @@ def admit(s: State, r: int, tokens: int, whole: int, spare: int) -> int:
         return NO_SLOT
     if e.budget <= 0:
         return NO_BUDGET
-    found, idle = np.int64(0), np.int64(0)
-    held = np.int64(q.computed)
+    found, idle = int64(0), int64(0)
+    held = int64(q.computed)
     if q.host_blocks == 0:
         found, idle = cached_blocks(s, r)
         held = found * e.block_tokens
@@ -466,13 +478,13 @@ def admit(s: State, r: int, tokens: int, whole: int, spare: int) -> int:
 @compiled
 def _is_ragged(s: State) -> bool:
     """Decoding requests of the step at hand hold different numbers of tokens: a dense engine would realign them."""
-    held = np.int64(_NONE)
+    held = int64(_NONE)
     for i in range(s.eng[0].batch):
         row = s.batch[i]
         if row.decode == 1:
             if held != _NONE and row.start != held:
                 return True
-            held = np.int64(row.start)
+            held = int64(row.start)
     return False
 
 
@@ -505,8 +517,8 @@ def step_seconds(s: State) -> float:
 @compiled
 def draw(s: State, r: int, number: int) -> float:
     """A uniform number that depends on nothing but the seed, the request and a count."""
-    x = mix(np.uint64(s.eng[0].seed) ^ np.uint64(s.req[r].serial), np.uint64(number))
-    return np.float64(x >> np.uint64(11)) / 9007199254740992.0
+    x = mix(uint64(s.eng[0].seed) ^ uint64(s.req[r].serial), uint64(number))
+    return float64(x >> uint64(11)) / 9007199254740992.0
 
 
 @compiled
@@ -519,9 +531,9 @@ def emit(s: State) -> None:
         m = 0
         if row.decode == 1:
             m = 1
-            while m < row.tokens and draw(s, row.request, np.int64(q.generated) + m) < e.acceptance:
+            while m < row.tokens and draw(s, row.request, int64(q.generated) + m) < e.acceptance:
                 m += 1
-        elif np.int64(row.start) + row.tokens == known(s, row.request):
+        elif int64(row.start) + row.tokens == known(s, row.request):
             m = 1
         m = min(m, q.output - q.generated)
         row.emitted = m
@@ -533,7 +545,7 @@ def gap_bin(gap: float) -> int:
     """Bin of a time between two tokens."""
     if gap < GAP_LOW_S:
         return 0
-    return min(1 + np.int64(np.log2(gap / GAP_LOW_S) * GAP_PER_DOUBLING), GAP_BINS - 1)
+    return min(1 + int64(np.log2(gap / GAP_LOW_S) * GAP_PER_DOUBLING), GAP_BINS - 1)
 
 
 @compiled
@@ -577,21 +589,21 @@ def finish_step(s: State, duration_s: float) -> int:
     ended = 0
     for i in range(e.batch):
         row = s.batch[i]
-        r = np.int64(row.request)
+        r = int64(row.request)
         q = s.req[r]
-        before = np.int64(row.start)
+        before = int64(row.start)
         q.granted = 0
         q.new_keys = 0
         q.group = _NONE
         q.service_s += duration_s
         q.run_s = now
         q.work += row.tokens
-        m = np.int64(row.emitted)
-        kept = max(m, 1) if row.decode == 1 else np.int64(row.tokens)
+        m = int64(row.emitted)
+        kept = max(m, 1) if row.decode == 1 else int64(row.tokens)
         if row.decode == 1 and row.tokens > 1:
             q.drafted += row.tokens - 1
             q.accepted += kept - 1
-        q.recomputed += max(np.int64(0), min(np.int64(q.peak), before + kept) - before)
+        q.recomputed += max(int64(0), min(int64(q.peak), before + kept) - before)
         q.computed = before + kept
         q.peak = max(q.peak, q.computed)
         if kept < row.tokens:
@@ -612,7 +624,7 @@ def finish_step(s: State, duration_s: float) -> int:
             for _ in range(m):
                 _token(s, r, now)
         if e.late_keys == 1 or (row.decode == 1 and m > 1):
-            publish(s, r, before, np.int64(q.computed))
+            publish(s, r, before, int64(q.computed))
         if row.stopped == 1:
             ended += 1
             shrink(s, r, 0)
@@ -637,10 +649,10 @@ def finish_step(s: State, duration_s: float) -> int:
 @compiled
 def blocks_after(s: State, steps: int) -> int:
     """Blocks that the batch, decoding alone, takes more than it holds after so many steps, this one included."""
-    need = np.int64(0)
+    need = int64(0)
     for i in range(s.eng[0].batch):
         row = s.batch[i]
-        need += blocks_for(s, np.int64(row.start) + steps) - s.req[row.request].blocks
+        need += blocks_for(s, int64(row.start) + steps) - s.req[row.request].blocks
     return need
 
 
@@ -656,14 +668,14 @@ def jump(s: State, most: int, arrivals: bool, hold: bool) -> int:
     steps = most
     for i in range(e.batch):
         q = s.req[s.batch[i].request]
-        steps = min(steps, np.int64(q.output) - q.generated)
+        steps = min(steps, int64(q.output) - q.generated)
     if e.log_steps == 1:
         steps = min(steps, len(s.log) - e.logged)
     if e.log_tokens == 1:
         steps = min(steps, (len(s.token_request) - e.tokens_logged) // e.batch)
-    steps = max(steps, np.int64(1))
+    steps = max(steps, int64(1))
     if blocks_after(s, steps) > e.free:
-        low, high = np.int64(1), steps  # the blocks of the first step are held already
+        low, high = int64(1), steps  # the blocks of the first step are held already
         while high - low > 1:
             middle = (low + high) // 2
             if blocks_after(s, middle) > e.free:
@@ -677,11 +689,11 @@ def jump(s: State, most: int, arrivals: bool, hold: bool) -> int:
         return 1
 
     upcoming = s.req[e.next].arrival_s if arrivals and e.next < e.num else np.inf
-    batch, free, taken, size = e.batch, e.free, np.int64(0), e.block_tokens
+    batch, free, taken, size = e.batch, e.free, int64(0), e.block_tokens
     s.crossing[:] = 0
     for i in range(batch):  # in step k (from 1) a row needs a new block if its tokens before fill theirs
-        s.crossing[(1 - np.int64(s.batch[i].start)) % size] += 1
-    made, first_s, longest, sum_s = np.int64(0), 0.0, 0.0, 0.0
+        s.crossing[(1 - int64(s.batch[i].start)) % size] += 1
+    made, first_s, longest, sum_s = int64(0), 0.0, 0.0, 0.0
     previous = e.now
     last_gap, last_bin = -1.0, 0
     while made < steps:
@@ -709,7 +721,7 @@ def jump(s: State, most: int, arrivals: bool, hold: bool) -> int:
         sum_s += seconds
         if e.log_tokens == 1:
             for i in range(batch):
-                _token(s, np.int64(s.batch[i].request), e.now)
+                _token(s, int64(s.batch[i].request), e.now)
         if e.now >= upcoming:
             break
     e.free = free
@@ -717,7 +729,7 @@ def jump(s: State, most: int, arrivals: bool, hold: bool) -> int:
     ended = 0
     for i in range(batch):
         row = s.batch[i]
-        r = np.int64(row.request)
+        r = int64(row.request)
         q = s.req[r]
         gap = first_s - q.last_token_s
         s.gaps[gap_bin(gap)] += 1
@@ -728,8 +740,8 @@ def jump(s: State, most: int, arrivals: bool, hold: bool) -> int:
         q.service_s += sum_s
         q.run_s = e.now
         q.work += made
-        before = np.int64(row.start)
-        q.recomputed += max(np.int64(0), min(np.int64(q.peak), before + made) - before)
+        before = int64(row.start)
+        q.recomputed += max(int64(0), min(int64(q.peak), before + made) - before)
         grow(s, r, blocks_for(s, before + made))
         q.computed = before + made
         q.peak = max(q.peak, q.computed)
@@ -743,7 +755,7 @@ def jump(s: State, most: int, arrivals: bool, hold: bool) -> int:
     e.waited_s = 0.0
     if ended > 0:
         for i in range(batch):
-            r = np.int64(s.batch[i].request)
+            r = int64(s.batch[i].request)
             q = s.req[r]
             if q.generated >= q.output:
                 shrink(s, r, 0)
@@ -772,7 +784,7 @@ def hold_on(s: State, steps: int, through_arrival: bool, through_finish: bool) -
     """
     e = s.eng[0]
     size = e.batch
-    made = np.int64(0)
+    made = int64(0)
     while True:
         before = e.ended
         if e.decode_tokens == e.batch:
@@ -787,18 +799,18 @@ def hold_on(s: State, steps: int, through_arrival: bool, through_finish: bool) -
             return made
         if not through_arrival and e.next < e.num and s.req[e.next].arrival_s <= e.now:
             return made
-        need, alive = np.int64(0), 0
+        need, alive = int64(0), 0
         for i in range(size):
             q = s.req[s.batch[i].request]
             if q.state == _RUNNING:
                 alive += 1
-                tokens = min(np.int64(s.batch[i].tokens), np.int64(q.max_new) - q.generated)
-                need += max(np.int64(0), blocks_for(s, q.computed + tokens) - q.blocks)
+                tokens = min(int64(s.batch[i].tokens), int64(q.max_new) - q.generated)
+                need += max(int64(0), blocks_for(s, q.computed + tokens) - q.blocks)
         if alive == 0 or need > e.free:
             return made
         begin(s)
         for i in range(size):
-            r, tokens = np.int64(s.batch[i].request), np.int64(s.batch[i].tokens)
+            r, tokens = int64(s.batch[i].request), int64(s.batch[i].tokens)
             if s.req[r].state == _RUNNING:
                 grant(s, r, tokens, NOBODY, NO_ORDER)
         size = e.batch

@@ -5,6 +5,8 @@ is found by its key, which names its text and all before it; requests that find 
 blocks back last block first, so that the ends of texts are overwritten before their beginnings.
 """
 
+# mypy: disable-error-code=no-any-return
+
 from __future__ import annotations
 
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dispatchgym.envs.compiled import compiled, inlined
-from dispatchgym.envs.llm.state import NONE, State
+from dispatchgym.envs.llm.state import NONE, State, int64, uint64
 
 _M1: Any = np.uint64(0xBF58476D1CE4E5B9)
 _M2: Any = np.uint64(0x94D049BB133111EB)
@@ -22,16 +24,16 @@ _STEP: Any = np.uint64(0x9E3779B97F4A7C15)
 @inlined
 def mix(a: int, b: int) -> int:
     """A well-spread number from two (splitmix64)."""
-    x = np.uint64(a) * _STEP + np.uint64(b) + _STEP
-    x = (x ^ (x >> np.uint64(30))) * _M1
-    x = (x ^ (x >> np.uint64(27))) * _M2
-    return x ^ (x >> np.uint64(31))
+    x = uint64(a) * _STEP + uint64(b) + _STEP
+    x = (x ^ (x >> uint64(30))) * _M1
+    x = (x ^ (x >> uint64(27))) * _M2
+    return x ^ (x >> uint64(31))
 
 
 @inlined
 def blocks_for(s: State, tokens: int) -> int:
     """Blocks that hold so many tokens."""
-    return (np.int64(tokens) + s.eng[0].block_tokens - 1) // s.eng[0].block_tokens
+    return (int64(tokens) + s.eng[0].block_tokens - 1) // s.eng[0].block_tokens
 
 
 @compiled
@@ -40,10 +42,10 @@ def key_of(s: State, r: int, j: int) -> int:
     e, q = s.eng[0], s.req[r]
     if (j + 1) * e.block_tokens <= q.hashed:
         text = s.hashes[q.hash_at + j // e.hash_ratio]
-        key = np.int64(mix(np.uint64(text), np.uint64(j % e.hash_ratio + 1)))
+        key = int64(mix(uint64(text), uint64(j % e.hash_ratio + 1)))
     else:
-        key = np.int64(mix(np.uint64(q.serial) ^ np.uint64(0xD1B54A32D192ED03), np.uint64(j)))
-    return key if key != 0 else np.int64(1)
+        key = int64(mix(uint64(q.serial) ^ uint64(0xD1B54A32D192ED03), uint64(j)))
+    return key if key != 0 else int64(1)
 
 
 @compiled
@@ -53,9 +55,9 @@ def find(s: State, key: int) -> int:
     at = key & mask
     while s.map_key[at] != 0:
         if s.map_key[at] == key:
-            return np.int64(s.map_block[at])
+            return int64(s.map_block[at])
         at = (at + 1) & mask
-    return np.int64(-1)
+    return int64(-1)
 
 
 @compiled
@@ -138,7 +140,7 @@ def shrink(s: State, r: int, total: int) -> None:
     q = s.req[r]
     while q.blocks > total:
         q.blocks -= 1
-        _let_go(s, np.int64(s.table[q.slot, q.blocks]))
+        _let_go(s, int64(s.table[q.slot, q.blocks]))
 
 
 @compiled
@@ -149,10 +151,10 @@ def cached_blocks(s: State, r: int) -> tuple[int, int]:
     """
     e, q = s.eng[0], s.req[r]
     if e.caching == 0:
-        return np.int64(0), np.int64(0)
-    most = (np.int64(q.prompt) + q.generated - 1) // e.block_tokens
-    most = min(most, max(np.int64(q.hashed), np.int64(q.peak)) // e.block_tokens)
-    found, idle = np.int64(0), np.int64(0)
+        return int64(0), int64(0)
+    most = (int64(q.prompt) + q.generated - 1) // e.block_tokens
+    most = min(most, max(int64(q.hashed), int64(q.peak)) // e.block_tokens)
+    found, idle = int64(0), int64(0)
     while found < most:
         b = find(s, key_of(s, r, found))
         if b == NONE:
@@ -180,12 +182,12 @@ def share(s: State, r: int, count: int) -> None:
 def publish(s: State, r: int, before: int, after: int) -> int:
     """Make blocks of request r findable that fill up as its tokens grow from `before` to `after`; how many were new."""
     e, q = s.eng[0], s.req[r]
-    new = np.int64(0)
+    new = int64(0)
     if e.caching == 0:
         return new
-    for j in range(np.int64(before) // e.block_tokens, np.int64(after) // e.block_tokens):
+    for j in range(int64(before) // e.block_tokens, int64(after) // e.block_tokens):
         key = key_of(s, r, j)
-        b = np.int64(s.table[q.slot, j])
+        b = int64(s.table[q.slot, j])
         if s.block[b].key == 0 and find(s, key) == NONE:
             _enter(s, key, b)
             new += 1
@@ -198,8 +200,8 @@ def pin(s: State, r: int, tokens: int, until_s: float) -> int:
     q, e = s.req[r], s.eng[0]
     unpin(s, r)
     if e.caching == 0:
-        return np.int64(0)
-    count = np.int64(0)
+        return int64(0)
+    count = int64(0)
     while (count + 1) * e.block_tokens <= tokens:
         b = find(s, key_of(s, r, count))
         if b == NONE:

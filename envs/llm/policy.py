@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.profile import Profile
 from dispatchgym.envs.llm.state import State
@@ -78,24 +77,16 @@ class Oracle:
     waiting_output: I64
 
 
+@dataclass(frozen=True, slots=True)
 class Texts:
-    """What prompts have in common: the hashes of requests that have arrived."""
+    """What prompts have in common, for policies that have `texts = True`.
 
-    __slots__ = ("_arrived", "_count", "_first", "_hashes", "block_tokens")
+    Attributes:
+        hashes: of each request in the view, the hashes of its prompt, one a block of `block_tokens`; see Workload.
+    """
 
-    def __init__(self, hashes: I64, first: I64, count: I32, arrived: int, block_tokens: int) -> None:
-        self._hashes = hashes
-        self._first = first
-        self._count = count
-        self._arrived = arrived
-        self.block_tokens = block_tokens
-
-    def hashes(self, request: int) -> I64:
-        """Hashes of the request's text, one a block of `block_tokens`; see Workload. Those of its output left out."""
-        if not 0 <= request < self._arrived:
-            raise UsageError(f"request {request} has not arrived")
-        first = int(self._first[request])
-        return self._hashes[first : first + int(self._count[request])].copy()
+    hashes: Mapping[int, I64]
+    block_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +105,7 @@ class EngineView:
         history: output lengths of requests that finished, the oldest first.
         finished: requests that ever finished.
         interrupted: the decision comes in the middle of a step, which now pauses.
-        texts: hashes of prompts.
+        texts: hashes of prompts, for policies that ask for them; else None.
         oracle: true lengths, for policies that are marked `oracle`; else None.
     """
 
@@ -131,7 +122,7 @@ class EngineView:
     history: I32
     finished: int
     interrupted: bool
-    texts: Texts
+    texts: Texts | None
     oracle: Oracle | None
 
     def blocks_for(self, tokens: int | I64) -> int | I64:
@@ -195,7 +186,8 @@ class EngineSpec:
 
 @runtime_checkable
 class Policy(Protocol):
-    """A scheduler. `oracle` policies see true lengths; the others get None."""
+    """A scheduler. `oracle` policies see true lengths, and those with a true attribute `texts` see hashes of prompts;
+    the others see None."""
 
     name: str
     oracle: bool

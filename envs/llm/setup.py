@@ -13,6 +13,7 @@ from dispatchgym.envs.llm.profile import Profile
 from dispatchgym.envs.llm.state import (
     BATCH,
     BLOCK,
+    ENDED,
     ENGINE,
     GAP_BINS,
     GROUP,
@@ -47,7 +48,7 @@ def fresh_state(
         )
     req = _requests(workload)
     longest = np.minimum(req["prompt"].astype(np.int64) + req["max_new"], max_len) + config.max_spec
-    row = -(-int(longest.max(initial=1)) // size) + 1
+    row = -(-max(int(longest.max(initial=1)), config.max_len + config.max_spec) // size) + 1
 
     eng = np.zeros(1, ENGINE)
     e: Any = eng[0]
@@ -57,6 +58,7 @@ def fresh_state(
     e["caching"], e["hash_ratio"] = config.prefix_caching, max(1, workload.hash_block // size)
     e["seed"], e["kv_bytes"] = seed % 2**63, size * profile.kv_bytes_per_token
     e["log_steps"], e["log_tokens"], e["jumps"] = steps, tokens, config.jumps
+    e["hashes"] = len(workload.hashes)
     e["num"], e["head"], e["tail"] = len(workload), NONE, NONE
     e["free"], e["host_free"], e["slots"], e["group"] = kv_blocks, config.host_blocks, config.max_seqs, NONE
 
@@ -90,7 +92,7 @@ def fresh_state(
 
 
 def _requests(workload: Workload) -> npt.NDArray[Any]:
-    req = np.zeros(len(workload), REQUEST)
+    req = fresh_requests(len(workload))
     for name in ("arrival_s", "ttft_slo_s", "tpot_slo_s", "priority", "tenant", "session", "program"):
         req[name] = getattr(workload, name)
     req["prompt"], req["output"] = workload.prompt_tokens, workload.output_tokens
@@ -102,11 +104,42 @@ def _requests(workload: Workload) -> npt.NDArray[Any]:
     covered = req["hash_count"].astype(np.int64) * workload.hash_block
     beyond = covered >= prompt + workload.hash_block
     req["hashed"] = np.minimum(covered, prompt + np.where(beyond, req["output"], 0))
+    return req
+
+
+def fresh_requests(n: int) -> npt.NDArray[Any]:
+    """Requests of which nothing is known yet."""
+    req = np.zeros(n, REQUEST)
     for name in ("before", "after", "slot", "group"):
         req[name] = NONE
     for name in _NOT_YET:
         req[name] = np.nan
     return req
+
+
+def with_request(s: State, hashes: npt.NDArray[np.int64]) -> State:
+    """The same with room for another request, and for its hashes at the end of `State.hashes`.
+
+    Arrays double; hashes of requests that have ended, and are not pinned, make room.
+    """
+    e = s.eng[0]
+    if e["num"] == len(s.req):
+        more = np.zeros(max(64, len(s.req)), REQUEST)
+        s = s._replace(req=np.concatenate([s.req, more]))
+    used = int(e["hashes"])
+    if used + len(hashes) > len(s.hashes):
+        rows = s.req[: e["num"]]
+        alive = np.flatnonzero((rows["state"] != ENDED) | (rows["pinned"] > 0))
+        kept = [s.hashes[q["hash_at"] : q["hash_at"] + q["hash_count"]] for q in rows[alive]]
+        rows["hash_count"][~np.isin(np.arange(len(rows)), alive)] = 0
+        rows["hash_at"][alive] = np.cumsum([0, *(len(k) for k in kept)])[: len(alive)]
+        used = sum(len(k) for k in kept)
+        room = np.zeros(max(1024, 2 * (used + len(hashes))), np.int64)
+        room[:used] = np.concatenate([*kept, room[:0]])
+        s = s._replace(hashes=room)
+    s.hashes[used : used + len(hashes)] = hashes
+    s.eng["hashes"][0] = used + len(hashes)
+    return s
 
 
 def with_more_log(s: State) -> State:

@@ -15,6 +15,10 @@ I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 
+int64: Any = np.int64  # in kernels: a number of this width, which type checkers take for any number
+uint64: Any = np.uint64
+float64: Any = np.float64
+
 FUTURE, WAITING, RUNNING, ENDED = range(4)  # where a request is; a swapped one waits, with blocks on the host
 NONE = -1
 GAP_BINS = 512
@@ -100,6 +104,7 @@ ENGINE = np.dtype(
         # where it stands
         ("now", np.float64),
         ("num", np.int64),  # requests known
+        ("hashes", np.int64),  # in use
         ("next", np.int64),  # first that has not arrived
         ("head", np.int64),
         ("tail", np.int64),

@@ -89,6 +89,7 @@ class BatchLlm:
     """
 
     name = "batch-llm"
+    texts = True
 
     def __init__(self, lengths: Kind = "noisy", sigma: float = 0.3, cap: float = 0.95) -> None:
         self.lengths = Lengths(lengths, sigma)
@@ -121,7 +122,8 @@ class BatchLlm:
     def _regroup(self, view: EngineView, guess: np.ndarray) -> None:
         waiting = view.waiting
         place = {int(r): k for k, r in enumerate(waiting.id)}
-        groups = flatten(prefix_tree({r: tuple(view.texts.hashes(r).tolist()) for r in place}))
+        assert view.texts is not None
+        groups = flatten(prefix_tree({r: tuple(view.texts.hashes[r].tolist()) for r in place}))
 
         def ratio(members: list[int]) -> float:
             index = [place[r] for r in members]

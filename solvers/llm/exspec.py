@@ -56,9 +56,9 @@ class EqSpec:
                 first = active[np.isin(view.running.computed[active], full)][0]
                 same = active[view.running.computed[active] == view.running.computed[first]]
                 self.grouped += 1
-                return same[: self.batch]
+                return np.asarray(same[: self.batch])
         self.fallbacks += 1
-        return active[: self.batch]
+        return np.asarray(active[: self.batch])
 
 
 class ExSpec(EqSpec):

@@ -50,17 +50,12 @@ def view(
     if outputs is not None:
         oracle = Oracle(np.array(outputs[: len(r)], np.int64), np.array(outputs[len(r) :], np.int64))
     hashes = more.pop("hashes", {})
-    count = np.zeros(200, np.int32)
-    first = np.zeros(200, np.int64)
-    flat: list[int] = []
-    for request, blocks in hashes.items():
-        first[request], count[request] = len(flat), len(blocks)
-        flat += blocks
+    texts = {request: np.array(blocks, np.int64) for request, blocks in hashes.items()}
     facts: dict[str, Any] = {
         "now_s": 0.0, "step": 0, "running": r, "waiting": w, "free_blocks": kv_blocks - int(r.blocks.sum()),
         "kv_blocks": kv_blocks, "block_tokens": 16, "free_seqs": 64 - len(r), "token_budget": 8192, "host_free": 0,
         "history": np.zeros(0, np.int32), "finished": 0, "interrupted": False,
-        "texts": Texts(np.array(flat, np.int64), first, count, 200, 16), "oracle": oracle,
+        "texts": Texts(texts, 16), "oracle": oracle,
     }  # fmt: skip
     return EngineView(**{**facts, **more})
 
