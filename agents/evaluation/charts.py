@@ -29,15 +29,15 @@ class Box:
     values: Sequence[float]
 
 
-def box_plot(boxes: Iterable[Box], unit: str) -> str:
+def box_plot(boxes: Iterable[Box], unit: str, *, zero: bool = True) -> str:
     """A row per policy: quartiles as a box, the median as a bar, extremes as whiskers; dots for up to 12 values.
 
-    Quartiles interpolate linearly between values, as `numpy.percentile` does.
+    Quartiles interpolate linearly between values, as `numpy.percentile` does. `zero`: per cent begin at 0 (or below).
     """
     rows = [box for box in boxes if box.values]
     left, right = _label_width(rows), WIDTH - 14
     low, high = min(min(b.values) for b in rows), max(max(b.values) for b in rows)
-    ticks = nice_ticks(min(low, 0.0) if unit == "%" else low, high)
+    ticks = nice_ticks(min(low, 0.0) if unit == "%" and zero else low, high)
     scale = _Scale(ticks[0], max(ticks[-1], high), left, right)
     height = ROW * len(rows) + AXIS
     parts = [_grid(scale, ticks, ROW * len(rows), unit)]

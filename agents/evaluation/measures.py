@@ -33,6 +33,6 @@ MEASURES = {
     "makespan": Measure("mean makespan", "", is_share=False),
     "improved_pct": Measure("improved on default", more_is_better=True, is_all_or_nothing=True),
     "gpu_allocation_pct": Measure("GPU allocation", more_is_better=True),
-    "mean_gpu_allocation_pct": Measure("mean GPU allocation", more_is_better=True),
+    "mean_gpu_allocation_pct": Measure("GPU allocation over time", more_is_better=True),
 }
 """By the names that results.json and summary.json use."""

@@ -257,7 +257,7 @@ def _box_plots(
             boxes.append(Box(policy, kinds[policy], values))
         if any(box.values for box in boxes):
             plots.append(
-                f'<figure class="panel"><h4>{escape(group)}</h4>{box_plot(boxes, unit)}'
+                f'<figure class="panel"><h4>{escape(group)}</h4>{box_plot(boxes, unit, zero=entry.metric == "gap_pct")}'
                 f"<figcaption>{escape(against(entry))}</figcaption></figure>"
             )
     return f'<div class="plots">{"".join(plots)}</div>'

@@ -106,7 +106,7 @@ def test_gpus_and_departures_have_columns_and_a_curve_of_their_own(
     (tmp_path / "leave" / "one.json").write_text(json.dumps(files.plain(leaving)))
     given = ("--instances", tmp_path / "leave", "--policies", "kube-scheduler,fgd", "--out", tmp_path / "out2")
     assert evaluate(*given) == 0
-    assert "pods leave: mean GPU allocation" in capsys.readouterr().out
+    assert "pods leave: GPU allocation over time" in capsys.readouterr().out
     assert "Allocation over time" in (tmp_path / "out2" / "report.html").read_text()
     assert {row["metric"] for row in rows(tmp_path / "out2")} == {"mean_gpu_allocation_pct"}
 
