@@ -223,7 +223,7 @@ def write_context(problem: Problem, cluster: Cluster, i: int, choices: Choices) 
         free += cluster.free[i, n, 0]
     total = max(float(problem.size[k].total_milli), 1.0)
     x = choices.context[i]
-    x[0] = np.log1p(float(choices.count[i]))
+    x[0] = np.log1p(float(choices.length[i]))
     x[1] = free / float(max(cpu, 1))
     x[2] = (problem.size[k].total_milli - cluster.env[i].gpu_used) / total
     x[3] = max(cluster.env[i].frag_sum, 0.0) / total

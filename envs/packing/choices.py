@@ -14,7 +14,7 @@ from dispatchgym.envs.packing.state import F32, F64, I64, Capacity
 class Choices(NamedTuple):
     """The shortlist of every environment, and scratch that they share."""
 
-    count: I64  # (envs,)
+    length: I64  # (envs,): choices listed
     action: I64  # (envs, most)
     row: F32  # (envs, most, columns); the last column is the merit
     context: F32  # (envs, columns of the context)
@@ -30,7 +30,7 @@ def new_choices(envs: int, size: Capacity, spec: GraphSpec, most: int, weights: 
     columns = len(spec.node(spec.candidate).features)
     elsewhere, depth = chains.scratch(size.pods)
     return Choices(
-        count=np.zeros(envs, np.int64),
+        length=np.zeros(envs, np.int64),
         action=np.zeros((envs, most), np.int64),
         row=np.zeros((envs, most, columns), np.float32),
         context=np.zeros((envs, len(spec.node(spec.context).features)), np.float32),

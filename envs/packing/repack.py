@@ -306,7 +306,7 @@ def write_context(problem: Problem, cluster: Cluster, i: int, choices: Choices) 
         memory_2 += b * b
     tiers = problem.size[k].num_tiers
     x = choices.context[i]
-    x[0] = np.log1p(float(choices.count[i]))
+    x[0] = np.log1p(float(choices.length[i]))
     x[1] = free_cpu / float(max(total_cpu, 1))
     x[2] = free_memory / float(max(total_memory, 1))
     x[3] = np.sqrt(max(cpu_2 / nodes - (cpu / nodes) ** 2, 0.0))

@@ -7,7 +7,7 @@ context node. Actions that look alike are one choice. Which actions come into qu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from dispatchgym.envs.packing.kernel import step
 from dispatchgym.envs.packing.state import F64, GONE, I64, RUNNING, Cluster, Mode, Problem
 
 ShortName = Literal["repack", "bindings"]
-SPECS: dict[ShortName, GraphSpec] = {"repack": repack.SPEC, "bindings": bindings.SPEC}
+SPECS: Mapping[str, GraphSpec] = {"repack": repack.SPEC, "bindings": bindings.SPEC}
 WEIGHTS: dict[ShortName, npt.NDArray[np.float64]] = {"repack": repack.WEIGHTS, "bindings": bindings.WEIGHTS}
 
 
@@ -153,10 +153,18 @@ class Shortlists:
             batch.problem, batch.cluster, batch.mode, self._is_gpus, self._choices, left, reward, self._margin, to_end
         )
 
+    def look(self) -> GraphBatch:
+        """The choices as things stand, for callers that set up the state themselves; nothing is carried out.
+
+        A choice without an alternative is listed too.
+        """
+        list_all(self.batch.problem, self.batch.cluster, self._is_gpus, self._choices)
+        return self.observe()
+
     def observe(self) -> GraphBatch:
         """Graphs of all environments, as fresh arrays; those that are over have no choices."""
         choices, n = self._choices, self.batch.num_envs
-        count = np.where(self.batch.over, 0, choices.count)
+        count = np.where(self.batch.over, 0, choices.length)
         listed = np.arange(choices.action.shape[1]) < count[:, None]
         ptr = np.zeros(n + 1, np.int32)
         np.cumsum(count, out=ptr[1:])
@@ -192,16 +200,9 @@ def step_to_choice(
         while cluster.env[i].over == 0:
             action = actions[i]
             if action < 0:
-                if gpus:
-                    found = bindings.write_choices(problem, cluster, i, choices)
-                else:
-                    found = repack.write_choices(problem, cluster, i, choices)
-                keep_best(choices, i, found)
-                if choices.count[i] > 1 and not to_end:
-                    if gpus:
-                        bindings.write_context(problem, cluster, i, choices)
-                    else:
-                        repack.write_context(problem, cluster, i, choices)
+                list_choices(problem, cluster, gpus, i, choices)
+                if choices.length[i] > 1 and not to_end:
+                    write_context(problem, cluster, gpus, i, choices)
                     break
                 action = best_choice(choices, i)
             if cluster.env[i].logged + margin > cluster.log.shape[1]:
@@ -212,12 +213,38 @@ def step_to_choice(
     return True
 
 
+@compiled
+def list_all(problem: Problem, cluster: Cluster, gpus: bool, choices: Choices) -> None:
+    """List and describe the choices of every environment that is not over."""
+    for i in range(len(cluster.env)):
+        if cluster.env[i].over == 0:
+            list_choices(problem, cluster, gpus, i, choices)
+            write_context(problem, cluster, gpus, i, choices)
+
+
+@inlined
+def list_choices(problem: Problem, cluster: Cluster, gpus: bool, i: int, choices: Choices) -> None:
+    if gpus:
+        found = bindings.write_choices(problem, cluster, i, choices)
+    else:
+        found = repack.write_choices(problem, cluster, i, choices)
+    keep_best(choices, i, found)
+
+
+@inlined
+def write_context(problem: Problem, cluster: Cluster, gpus: bool, i: int, choices: Choices) -> None:
+    if gpus:
+        bindings.write_context(problem, cluster, i, choices)
+    else:
+        repack.write_context(problem, cluster, i, choices)
+
+
 @inlined
 def best_choice(choices: Choices, i: int) -> int:
     """The listed action of the highest merit, the first among equals."""
     merit = choices.row.shape[2] - 1
     best = 0
-    for c in range(1, choices.count[i]):
+    for c in range(1, choices.length[i]):
         if choices.row[i, c, merit] > choices.row[i, best, merit]:
             best = c
     return int(choices.action[i, best])
@@ -256,4 +283,4 @@ def keep_best(choices: Choices, i: int, found: int) -> None:
             for x in range(columns):
                 choices.row[i, at, x] = choices.found[c, x]
             at += 1
-    choices.count[i] = listed
+    choices.length[i] = listed
