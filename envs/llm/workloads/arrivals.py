@@ -80,16 +80,23 @@ def burst(
 
 
 def wandering(
-    rng: np.random.Generator, n: int, rate_per_s: float, *, spread: float = 0.2, memory_s: float = 600.0
+    rng: np.random.Generator,
+    n: int,
+    rate_per_s: float,
+    *,
+    spread: float = 0.2,
+    memory_s: float = 600.0,
+    cv: float = 1.0,
 ) -> Times:
-    """Poisson with a rate that wanders: log-normal about its mean with deviation `spread`, forgetting in `memory_s`.
+    """A rate that wanders: log-normal about its mean with deviation `spread`, forgetting in `memory_s`.
 
-    The rate changes every ten seconds, as a first-order autoregression of its logarithm.
+    The rate changes every ten seconds, as a first-order autoregression of its logarithm. While it stays, gaps are as
+    those of `gamma` with `cv`.
     """
-    _positive(rate_per_s=rate_per_s, spread=spread, memory_s=memory_s)
+    _positive(rate_per_s=rate_per_s, spread=spread, memory_s=memory_s, cv=cv)
     step_s = 10.0
     keep = float(np.exp(-step_s / memory_s))
-    due = np.cumsum(rng.exponential(1.0, n))
+    due = np.cumsum(rng.gamma(1.0 / cv**2, cv**2, n))
     needed = float(due[-1]) if n else 0.0
     log_rate, mass, masses = float(rng.normal(0.0, spread)), 0.0, [0.0]
     while mass <= needed:

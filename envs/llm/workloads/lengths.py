@@ -46,8 +46,9 @@ def correlated_uniforms(rng: np.random.Generator, n: int, rank_correlation: floa
     r = 2.0 * math.sin(math.pi * rank_correlation / 6.0)
     x = rng.standard_normal(n)
     y = r * x + math.sqrt(1.0 - r**2) * rng.standard_normal(n)
-    return _normal_cdf(x), _normal_cdf(y)
+    return normal_cdf(x), normal_cdf(y)
 
 
-def _normal_cdf(x: Floats) -> Floats:
+def normal_cdf(x: Floats) -> Floats:
+    """Ranks of standard normal values."""
     return np.array([0.5 * (1.0 + math.erf(value / math.sqrt(2.0))) for value in x])

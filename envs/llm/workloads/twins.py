@@ -6,6 +6,7 @@ how much of a prompt an earlier one holds. A twin repeats no request of its trac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from dispatchgym.envs.llm.workload import Workload
 from dispatchgym.envs.llm.workloads import arrivals
 from dispatchgym.envs.llm.workloads.arranged import arranged
-from dispatchgym.envs.llm.workloads.lengths import correlated_uniforms, from_quantiles
+from dispatchgym.envs.llm.workloads.lengths import correlated_uniforms, from_quantiles, normal_cdf
 
 AT = (0.0, 0.01, 0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 0.99, 0.999, 1.0)
 """Where the quantiles of lengths stand."""
@@ -58,9 +59,26 @@ class Shape:
     sharing: Sharing | None = None
 
 
-def _gaps(quantiles: tuple[float, ...], rng: np.random.Generator, n: int, rate_per_s: float) -> arrivals.Times:
-    """Independent gaps with the given quantiles at `GAPS_AT`, and the mean that the rate asks for."""
-    times: arrivals.Times = np.cumsum(from_quantiles(rng.random(n), quantiles, GAPS_AT, 1.0 / rate_per_s))
+def _gaps(
+    quantiles: tuple[float, ...],
+    alike: float,
+    memory: float,
+    rng: np.random.Generator,
+    n: int,
+    rate_per_s: float,
+) -> arrivals.Times:
+    """Gaps with the given quantiles at `GAPS_AT` and the mean that the rate asks for, alike to those before.
+
+    The share `alike` of the variance of the ranks' normals is a first-order autoregression that forgets in `memory`
+    requests; the rest is fresh.
+    """
+    keep = math.exp(-1.0 / memory)
+    slow = np.empty(n)
+    last = float(rng.normal())
+    for k, step in enumerate(math.sqrt(1.0 - keep**2) * rng.standard_normal(n)):
+        slow[k] = last = keep * last + float(step)
+    ranks = normal_cdf(math.sqrt(alike) * slow + math.sqrt(1.0 - alike) * rng.standard_normal(n))
+    times: arrivals.Times = np.cumsum(from_quantiles(ranks, quantiles, GAPS_AT, 1.0 / rate_per_s))
     return times
 
 
@@ -75,7 +93,7 @@ SHAPES: Mapping[str, Shape] = {
         (7, 16, 41, 54, 85, 129, 395, 424, 451, 601, 954, 1000),
         211.1,
         0.073,
-        partial(arrivals.wandering, spread=0.21, memory_s=700.0),
+        partial(arrivals.wandering, spread=0.26, memory_s=700.0, cv=1.1),
     ),
     "azure-2023-code": Shape(
         8_819,
@@ -85,7 +103,7 @@ SHAPES: Mapping[str, Shape] = {
         (6, 6, 6, 7, 9, 13, 24, 55, 90, 252, 824, 1899),
         27.9,
         -0.021,
-        partial(_gaps, _CODE_GAPS),
+        partial(_gaps, _CODE_GAPS, 0.17, 60.0),
     ),
     "mooncake-conversation": Shape(
         12_031,

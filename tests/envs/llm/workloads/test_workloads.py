@@ -91,6 +91,20 @@ def test_twins_are_like_the_traces_themselves(name: str, public_data: Path) -> N
     assert reuse(twin) == pytest.approx(reuse(real), abs=0.08)
 
 
+@pytest.mark.parametrize("name", ["azure-2023-conv", "azure-2023-code", "mooncake-conversation", "mooncake-synthetic"])
+def test_twins_come_in_bursts_like_their_traces(name: str, public_data: Path) -> None:
+    def unrest(w: Workload, window_s: float) -> float:
+        """Variance over mean of the arrivals in a window: 1 for Poisson."""
+        count = np.histogram(w.arrival_s, np.arange(0, w.arrival_s[-1], window_s))[0]
+        return float(count.var() / count.mean())
+
+    real = workloads.load(name)
+    drawn = [workloads.load(f"{name}-twin", seed=seed) for seed in range(4)]
+    for window_s, within in ((1.0, 0.15), (10.0, 0.35), (60.0, 0.5)):
+        mean = float(np.mean([unrest(w, window_s) for w in drawn]))
+        assert mean == pytest.approx(unrest(real, window_s), rel=within), window_s
+
+
 def test_published_moments_are_those_of_the_files(public_data: Path) -> None:
     for name, (requests, rate, prompt, output, shared) in PUBLISHED.items():
         w = workloads.load(name, rate_per_s=1.0 if name == "arxiv-summarization" else None)
