@@ -17,6 +17,10 @@ GOOD = 0.99
 """Attainment with which nobody would look for another scheduler."""
 
 
+HARDLY = 0.05
+"""Attainment below which shares are not worth comparing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """Args:
@@ -41,7 +45,7 @@ def answer(runs: Sequence[Run], pressed: Sequence[Run], workload: Workload, targ
     base = runs[0] if runs[0] in real else real[0]
     rate = rate_per_s(workload)
     yardstick = _yardstick(real, workload)
-    best = _best(real, base, yardstick)
+    best = base if _is_hopeless(real, yardstick) else _best(real, base, yardstick)
     lines = [_at_this_load(real, base, best, rate, has_slos(workload))]
     if best.capacity is not None:
         lines.append(_at_capacity(real, best, base, rate, target))
@@ -79,6 +83,11 @@ def _yardstick(real: Sequence[Run], workload: Workload) -> Yardstick:
     return CAPACITY if any(CAPACITY.value(run) >= 1.0 for run in real) else IN_TIME
 
 
+def _is_hopeless(real: Sequence[Run], yardstick: Yardstick) -> bool:
+    """Whether the traffic is so far beyond one engine that hardly anybody is in time under any scheduler."""
+    return yardstick is IN_TIME and max(map(yardstick.value, real)) < HARDLY
+
+
 def _best(real: Sequence[Run], base: Run, yardstick: Yardstick) -> Run:
     """The best by value; among those within `SAME` of it the base if it is one, else the least mean end to end."""
     most = max(map(yardstick.value, real))
@@ -87,6 +96,8 @@ def _best(real: Sequence[Run], base: Run, yardstick: Yardstick) -> Run:
 
 
 def _headline(best: Run, base: Run, real: Sequence[Run], yardstick: Yardstick) -> str:
+    if _is_hopeless(real, yardstick):
+        return "No scheduler helps: hardly a request of this traffic is in time under any of them."
     if best is base:
         if len(real) == 1:
             return f"Only {base.name} was run: there is nothing to compare it with."

@@ -82,6 +82,12 @@ def test_where_none_carries_the_traffic_the_requests_in_time_decide() -> None:
     assert "too much for one engine" in found.lines[1]
 
 
+def test_traffic_far_beyond_an_engine_is_not_ranked() -> None:
+    found = answer([made("vllm", None, attainment=0.0), made("laps", None, attainment=0.01)], [], TRAFFIC, 0.9)
+    assert (found.best, found.headline.partition(":")[0]) == ("vllm", "No scheduler helps")
+    assert "too much for one engine" in found.lines[1]
+
+
 def test_without_slos_the_mean_request_decides() -> None:
     traffic = replace(TRAFFIC, ttft_slo_s=np.full(11, np.inf))
     slow, fast = made("vllm", e2e_s=Spread(2, 2, 2, 2)), made("srtf", e2e_s=Spread(1.6, 1, 2, 2))
