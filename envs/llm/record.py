@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 
+# Baked into @compiled functions: naming these here makes their cache notice a change.
 UNFINISHED, FINISHED, DROPPED, REJECTED, ABORTED = range(5)
 """How a request ended: still in the system (only where a run was cut short); all tokens given; given up by the
 scheduler; refused on arrival, since the engine could never hold it; ended by the client or by a failure."""
@@ -97,7 +98,6 @@ class Record:
     kv_blocks: int
     block_tokens: int
     tokens: TokenLog | None = None
-    info: dict[str, float] = field(default_factory=dict)
 
     @property
     def ttft_s(self) -> F64:

@@ -2,6 +2,8 @@
 
 Tokens, blocks and requests are counted in whole numbers, times in seconds. Records instead of one array a quantity:
 what compiled functions hand each other stays short.
+
+Constants of this file are baked into @compiled functions: naming these here makes their cache notice a change.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ NONE = -1
 GAP_BINS = 512
 GAP_LOW_S, GAP_PER_DOUBLING = 1e-5, 16  # bin k >= 1 starts at GAP_LOW_S * 2 ** ((k - 1) / GAP_PER_DOUBLING)
 
-DECIDE, IDLE, DONE, LOG_FULL = range(4)  # what the engine stopped for
+DECIDE, DONE, LOG_FULL = range(3)  # what the engine stopped for
 RECOMPUTE, SWAP, PAUSE = range(3)  # ways to preempt
 
 REQUEST = np.dtype(
@@ -188,7 +190,7 @@ class State(NamedTuple):
     slot: I32  # (max_seqs,) stack of free rows
     run: I32  # (max_seqs,) running requests in order of admission
     batch: Any  # (max_seqs,) of BATCH
-    group: Any  # (max_seqs,) of GROUP: interrupted steps, by number modulo
+    group: Any  # (max_seqs,) of GROUP: interrupted steps, by their number
     swap_out: I32  # (kv_blocks, 2): request and block whose content goes to the host before the step
     swap_in: I32  # (max_seqs, 2): request and number of its blocks that come back before the step
     history: I32  # (window,) output lengths of requests that finished, a ring
