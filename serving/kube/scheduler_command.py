@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from prometheus_client import generate_latest
@@ -28,7 +28,7 @@ from dispatchgym.serving.kube.scheduler_api import KubeApi
 from dispatchgym.serving.kube.scheduler_events import Recorder
 from dispatchgym.serving.kube.scheduler_lease import Election, LeaseSettings
 from dispatchgym.serving.kube.scheduler_metrics import SchedulerMetrics
-from dispatchgym.serving.kube.scheduler_repack import RepackSettings, plan_by_cp_sat, plan_by_repair
+from dispatchgym.serving.kube.scheduler_repack import RepackSettings, planner
 from dispatchgym.serving.kube.scheduler_repacker import Repacker
 
 log = logging.getLogger(__name__)
@@ -57,8 +57,9 @@ class KubeScheduler:
         leader_election: of several replicas one decides; off for a single one.
         lease: which Lease, and its times.
         repack_s: how often to look for a better placement while pods fit nowhere; 0 for never.
-        planner: cp-sat (most pods, few moves, with proof) or repair (local search: milliseconds will do).
-        plan_s: how long the planner may take.
+        planner: cp-sat (most pods, few moves, with proof), repair (local search: milliseconds will do), or bundle:NAME,
+            a learned policy that moves pods.
+        plan_s: how long cp-sat or repair may take.
         allow_evictions: carry plans out, through the Eviction API and as far as disruption budgets allow.
         repack: how patiently.
         plan: print a plan for the cluster as it stands, and end.
@@ -76,7 +77,7 @@ class KubeScheduler:
     leader_election: bool = True
     lease: LeaseSettings = field(default_factory=LeaseSettings)
     repack_s: float = 60.0
-    planner: Literal["cp-sat", "repair"] = "cp-sat"
+    planner: str = "cp-sat"
     plan_s: float = 10.0
     allow_evictions: bool = False
     repack: RepackSettings = field(default_factory=RepackSettings)
@@ -103,7 +104,7 @@ def serve(options: KubeScheduler, stop: threading.Event) -> int:
         raise UsageError("--plan-s must be positive, --latency-budget-ms and --repack-s not negative")
     if options.plan and options.allow_evictions:
         raise UsageError("--plan prints and ends; leave it out to have plans carried out with --allow-evictions")
-    policy = load_policy(options.policy)
+    policy, plans = load_policy(options.policy), planner(options.planner, options.plan_s)
     api = KubeApi.connect(
         url=options.api_server,
         kubeconfig=options.kubeconfig,
@@ -127,9 +128,8 @@ def serve(options: KubeScheduler, stop: threading.Event) -> int:
             is_leader=lambda: warm.is_set() and not options.plan and (alone or election.is_leader),
         )  # fmt: skip
         stack.callback(scheduler.stop)
-        planner = plan_by_cp_sat if options.planner == "cp-sat" else plan_by_repair
         repacker = Repacker(
-            scheduler, advisor.filters, api, planner(options.plan_s), recorder,
+            scheduler, advisor.filters, api, plans, recorder,
             every_s=options.repack_s, allow_evictions=options.allow_evictions, settings=options.repack,
             tell=lambda lines: print(*lines, sep="\n", flush=True),
         )  # fmt: skip

@@ -18,8 +18,13 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from dispatchgym.agents import bundle as bundles
 from dispatchgym.envs.api import UsageError
+from dispatchgym.envs.packing.batch import PackingBatch
 from dispatchgym.envs.packing.instance import PackingInstance
+from dispatchgym.envs.packing.shortlist import Shortlists
+from dispatchgym.envs.packing.validate import validate
+from dispatchgym.envs.registry import unknown_name
 from dispatchgym.serving.kube.cluster_state import ClusterState
 from dispatchgym.serving.kube.convert import PodFacts, Requirement, Selector
 from dispatchgym.serving.kube.filters import Filters
@@ -34,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class Planner(Protocol):
-    """Where everything should run; `plan_by_cp_sat` and `plan_by_repair` make one."""
+    """Where everything should run; `planner` makes one by name."""
 
     def __call__(self, instance: PackingInstance, now: Hosts) -> tuple[Plan, str]:
         """The plan, valid and never worse than `now`, and how sure it is, for people."""
@@ -59,6 +64,53 @@ def plan_by_repair(time_limit_s: float = 0.05) -> Planner:
         return found.plan, "everything placed" if found.is_all_placed else "best found"
 
     return plan
+
+
+def plan_by_bundle(spec: str) -> Planner:
+    """A learned policy that may move and evict, from the placement that is; kept only if it is better.
+
+    Raises:
+        UnknownNameError, BundleError: no such bundle, or one that cannot be trusted.
+        UsageError: one that does not move pods.
+    """
+    folder = bundles.find(spec.removeprefix("bundle:"))
+    loaded = bundles.load(folder, "onnx" if bundles.ONNX in bundles.manifest_of(folder)["files"] else "numpy")
+    if loaded.runtime.spec.graph != "repack":
+        raise UsageError(f"planner {spec!r} sees {loaded.runtime.spec.graph!r}; one that moves pods sees 'repack'")
+
+    def plan(instance: PackingInstance, now: Hosts) -> tuple[Plan, str]:
+        order = [*now, *(p for p in range(instance.num_pods) if p not in now)]
+        arrival = np.array([0] * len(now) + [1] * (len(order) - len(now)), np.int64)
+        arriving = replace(instance, pods=instance.pods.take(order, arrival=arrival))
+        batch = PackingBatch.of([arriving], loaded.choices.packing("repack"))
+        batch.reset()
+        for _ in now:  # whatever their order, these pods fit where they are
+            pod = order[int(batch.cluster.env["hand"][0])]
+            batch.step(np.array([now[pod] * batch.capacity.gpus]))
+        lists = Shortlists(batch, "repack", loaded.choices)
+        lists.begin()
+        while not batch.over[0]:
+            seen = lists.observe()
+            lists.step(np.array([seen.action[loaded.runtime.logits(seen)[0].argmax()]]))
+        hosts = {order[p]: node for p, node in validate(batch.log(0).events(), arriving).items()}
+        is_better = placed_by_priority(instance, hosts) > placed_by_priority(instance, now)
+        return Plan(now, hosts if is_better else now), spec
+
+    return plan
+
+
+def planner(name: str, time_limit_s: float) -> Planner:
+    """`cp-sat`, `repair`, or `bundle:NAME`, which knows no time limit.
+
+    Raises:
+        UnknownNameError: none of these.
+    """
+    if name.startswith("bundle:"):
+        return plan_by_bundle(name)
+    timed: dict[str, Callable[[float], Planner]] = {"cp-sat": plan_by_cp_sat, "repair": plan_by_repair}
+    if name not in timed:
+        raise unknown_name("planner", name, (*timed, "bundle:NAME"))
+    return timed[name](time_limit_s)
 
 
 @dataclass(frozen=True, slots=True)

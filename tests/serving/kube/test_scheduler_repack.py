@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from dispatchgym.envs.api import GraphBatch, UnknownNameError, UsageError
+from dispatchgym.envs.packing.generate import priority_matters
 from dispatchgym.envs.packing.instance import Nodes, PackingInstance, Pods
+from dispatchgym.envs.packing.shortlist import SPECS, ShortlistConfig
+from dispatchgym.envs.packing.validate import validate
+from dispatchgym.serving.kube import scheduler_repack
 from dispatchgym.serving.kube.convert import pod_facts
 from dispatchgym.serving.kube.filters import Filters
 from dispatchgym.serving.kube.scheduler import Scheduler
@@ -22,9 +28,11 @@ from dispatchgym.serving.kube.scheduler_repack import (
     in_order,
     plan_by_cp_sat,
     plan_by_repair,
+    planner,
 )
 from dispatchgym.serving.kube.scheduler_repacker import Repacker
-from dispatchgym.solvers.packing.plan import Plan
+from dispatchgym.solvers.packing import kube_scheduler
+from dispatchgym.solvers.packing.plan import Plan, check_hosts, placed_by_priority
 from tests.serving.kube.api_server import ApiServer
 from tests.serving.kube.clusters import all_bound, node, pod, running
 
@@ -49,13 +57,13 @@ def repacker(
     *,
     allow: bool,
     told: list[str] | None = None,
-    planner: Planner | None = None,
+    plans: Planner | None = None,
 ) -> Repacker:
     api = KubeApi.connect(url=server.url)
     recorder = Recorder(api, "dispatchgym", "test")
     said = told if told is not None else []
     return Repacker(
-        scheduler, Filters(scheduler.state), api, planner or plan_by_cp_sat(20.0), recorder,
+        scheduler, Filters(scheduler.state), api, plans or plan_by_cp_sat(20.0), recorder,
         allow_evictions=allow, settings=QUICK, tell=said.extend,
     )  # fmt: skip
 
@@ -90,10 +98,65 @@ def test_a_plan_moves_a_pod_so_that_a_large_one_fits(server: ApiServer) -> None:
 def test_local_search_plans_too(server: ApiServer) -> None:
     with running(server) as scheduler:
         fragmented(server, scheduler)
-        plan = repacker(server, scheduler, allow=True, planner=plan_by_repair(1.0)).look()
+        plan = repacker(server, scheduler, allow=True, plans=plan_by_repair(1.0)).look()
         assert plan is not None
         assert (plan.before, plan.after, plan.sure) == ((2,), (3,), "everything placed")
         assert server.wait(all_bound)
+
+
+class Whims:
+    """A network with a bundle around it, that likes one choice or another."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.runtime = self
+        self.spec = SPECS["repack"]
+        self.choices = ShortlistConfig()
+
+    def logits(self, seen: GraphBatch) -> list[np.ndarray]:
+        return [self.rng.normal(size=len(seen.action))]
+
+
+def learned(monkeypatch: pytest.MonkeyPatch, network: Whims) -> Planner:
+    monkeypatch.setattr(scheduler_repack.bundles, "find", Path)
+    monkeypatch.setattr(scheduler_repack.bundles, "manifest_of", lambda path: {"files": {}})
+    monkeypatch.setattr(scheduler_repack.bundles, "load", lambda path, runtime: network)
+    return planner("bundle:whims", 1.0)
+
+
+def test_a_learned_policy_plans_too(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its taste: making room for the large pod has no alternative."""
+    with running(server) as scheduler:
+        fragmented(server, scheduler)
+        plan = repacker(server, scheduler, allow=True, plans=learned(monkeypatch, Whims(0))).look()
+        assert plan is not None
+        assert (plan.before, plan.after, len(plan.steps), plan.sure) == ((2,), (3,), 1, "bundle:whims")
+        assert server.wait(all_bound)
+
+
+def test_plans_of_any_policy_are_valid_and_never_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    better = 0
+    for seed in range(12):
+        hand = priority_matters(6, 4, 3, 0.95, seed)
+        now = validate(kube_scheduler.rollout(hand, seed=seed).log.events(), hand)
+        plan, _ = learned(monkeypatch, Whims(seed))(hand, now)
+        check_hosts(hand, plan.then)
+        assert plan.now == now
+        before, after = placed_by_priority(hand, now), placed_by_priority(hand, plan.then)
+        assert after > before or plan.then == now
+        better += after > before
+        steps = in_order(hand, plan)
+        assert sorted(p for p, _, _ in steps) == sorted([*plan.moved, *plan.evicted])
+    assert better, "not one plan was better: nothing was tested"
+
+
+def test_a_bundle_that_does_not_move_pods_and_an_unknown_planner_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    binds = Whims(0)
+    binds.spec = SPECS["bindings"]
+    with pytest.raises(UsageError, match="moves pods"):
+        learned(monkeypatch, binds)
+    with pytest.raises(UnknownNameError, match="did you mean 'cp-sat'"):
+        planner("cpsat", 1.0)
 
 
 def test_without_leave_a_plan_is_only_told(server: ApiServer) -> None:
