@@ -160,6 +160,7 @@ class Extender:
 
 def priorities(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """0 to 10 a node: 10 for the best one alone (the first of equals), 0 to 9 for the others by their scores."""
+    scaled: npt.NDArray[np.int64]
     low, high = scores.min() / 2.0, scores.max() / 2.0  # halves: the range of two finite numbers may not be finite
     if high > low:
         share = ((scores / 2.0 - low) / (high - low)).clip(0.0, 1.0)

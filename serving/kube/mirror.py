@@ -261,10 +261,10 @@ class Mirror:
         self._free_rows = list(range(size.pods))
         self._free_kinds = list(reversed(range(size.pods)))
         self._num_rows = 0
-        for one in state.placed.values():
-            self._add(one)
-        for pod in state.waiting.values():
-            self._add(pod)
+        everything: list[Placed | PodFacts] = [*state.placed.values(), *state.waiting.values()]
+        # Pods of a ReplicaSet side by side, as the packing world has them.
+        for what in sorted(everything, key=lambda what: what.pod.owner if isinstance(what, Placed) else what.owner):
+            self._add(what)
 
     def _request(self, pod: PodFacts) -> npt.NDArray[np.int64]:
         return _rounded(self.state.request(pod), self._scale)

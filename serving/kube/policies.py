@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,9 +11,8 @@ import numpy.typing as npt
 
 from dispatchgym.agents import bundle as bundles
 from dispatchgym.agents.runtime import Runtime
-from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.packing.batch import GraphName, PackingBatch
-from dispatchgym.envs.packing.graph import SPECS
+from dispatchgym.envs.packing.shortlist import ShortlistConfig, Shortlists, ShortName
 from dispatchgym.envs.registry import unknown_name
 from dispatchgym.solvers.packing import kube_scheduler, rules
 
@@ -67,23 +66,36 @@ class RulePolicy:
         return rules.scores(self.name, batch)
 
 
-@dataclass(frozen=True, slots=True)
 class NetworkPolicy:
-    """A network that scores the candidates of a packing graph; scores are its logits."""
+    """A network that scores a shortlist of bindings; scores are its logits, nodes that are not listed have none.
 
-    name: str
-    runtime: Runtime
+    For one cluster: it keeps the list's arrays.
+
+    Args:
+        name: see `ScoringPolicy`.
+        runtime: computes the logits.
+        config: how choices are listed, as it was trained.
+    """
+
+    def __init__(self, name: str, runtime: Runtime, config: ShortlistConfig) -> None:
+        self.name = name
+        self.runtime = runtime
+        self._config = config
+        self._short: ShortName = "bindings" if runtime.spec.graph == "bindings" else "repack"
+        self._lists: Shortlists | None = None
 
     @property
     def graph(self) -> GraphName:
-        return "gpus" if self.runtime.spec.graph == "gpus" else "pods"
+        return "gpus" if self._short == "bindings" else "pods"
 
     @property
     def fragments(self) -> bool:
-        return self.graph == "gpus"
+        return self._config.packing(self._short).mode.fragments
 
     def scores(self, batch: PackingBatch) -> Scores:
-        seen = batch.observe()
+        if self._lists is None or self._lists.batch is not batch:
+            self._lists = Shortlists(batch, self._short, self._config)
+        seen = self._lists.look()
         return seen.action.astype(np.int64), self.runtime.logits(seen)[0].astype(np.float64)
 
 
@@ -95,15 +107,11 @@ def load_policy(spec: str) -> ScoringPolicy:
             another world.
     """
     if spec.startswith("bundle:"):
-        loaded = bundles.load(bundles.find(spec.removeprefix("bundle:")), "numpy")
-        if loaded.runtime.spec not in SPECS.values():
-            family = loaded.runtime.spec.family
-            raise UsageError(f"policy {spec!r} was trained for family {family!r}; a cluster needs one of 'packing'")
-        return NetworkPolicy(spec, loaded.runtime)
+        folder = bundles.find(spec.removeprefix("bundle:"))
+        has_onnx = bundles.ONNX in bundles.manifest_of(folder)["files"]
+        loaded = bundles.load(folder, "onnx" if has_onnx else "numpy")
+        return NetworkPolicy(spec, loaded.runtime, loaded.choices)
     known = [*PLUG_INS, *rules.RULES]
     if spec not in known:
         raise unknown_name("policy", spec, known)
     return RulePolicy(spec)
-
-
-PolicyLoader = Callable[[str], ScoringPolicy]

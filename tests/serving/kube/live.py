@@ -50,7 +50,7 @@ def extender(policy: Any, config: ExtenderConfig | None = None, **more: Any) -> 
     state = ClusterState()
     metrics = ExtenderMetrics(state)
     decisions = Decisions(more.pop("journal", None), metrics.outcome)
-    return Extender(PlacementAdvisor(state, policy, budget_s=60.0), decisions, metrics, config, **more)
+    return Extender(PlacementAdvisor(state, policy, budget_s=600.0), decisions, metrics, config, **more)
 
 
 @contextmanager

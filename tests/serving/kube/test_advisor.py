@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,17 @@ import pytest
 from dispatchgym.agents.architecture import EncoderConfig, PolicyConfig, weight_shapes
 from dispatchgym.agents.numpy_network import NumpyNetwork
 from dispatchgym.envs.api import UnknownNameError
-from dispatchgym.envs.packing.graph import SPECS
+from dispatchgym.envs.packing.generate import priority_matters
+from dispatchgym.envs.packing.shortlist import SPECS, ShortlistConfig, Shortlists, ShortName
 from dispatchgym.serving.kube.advisor import PlacementAdvisor, least_allocated
 from dispatchgym.serving.kube.cluster_state import ClusterState
 from dispatchgym.serving.kube.convert import node_facts, pod_facts
 from dispatchgym.serving.kube.policies import NetworkPolicy, RulePolicy, load_policy
 from tests.serving.kube.objects import Says, node, pod
+from tests.serving.kube.test_mirror import as_objects
 
-LONG_S = 60.0
-"""A budget that only a policy that hangs exceeds."""
+LONG_S = 600.0
+"""A budget that only a policy that hangs exceeds, even where everything has to be compiled first."""
 
 
 @pytest.fixture
@@ -110,32 +113,60 @@ def test_the_fallback_counts_what_is_free_with_the_pod(state: ClusterState) -> N
     np.testing.assert_allclose(scores, [68.75, 18.75, 0.0])
 
 
-@pytest.mark.parametrize("graph", ["pods", "gpus"])
-def test_a_network_scores_a_live_cluster(state: ClusterState, graph: str) -> None:
+def network(graph: ShortName) -> NetworkPolicy:
+    """A policy of random weights."""
     spec = SPECS[graph]
     config = PolicyConfig(EncoderConfig(width=8, layers=1, heads=2, hubs=False, rivals=()), rule=None)
     rng = np.random.default_rng(0)
-    shapes = weight_shapes(spec, config, has_wait=True)
+    shapes = weight_shapes(spec, config, has_wait=False)
     weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     weights |= {name: np.abs(value) + 1.0 for name, value in weights.items() if ".scale_" in name}
-    policy = NetworkPolicy("bundle:test", NumpyNetwork(spec, config, weights))
-    state.put_node(node_facts(node("g", **{"nvidia.com/gpu": "2"})))
+    return NetworkPolicy("bundle:test", NumpyNetwork(spec, config, weights), ShortlistConfig())
+
+
+@pytest.mark.parametrize("graph", ["repack", "bindings"])
+def test_a_network_scores_a_live_cluster_as_it_scores_the_environment(graph: ShortName) -> None:
+    instance = priority_matters(8, 4, 2, 0.7, 1)
+    nodes, pods = as_objects(instance)
+    state = ClusterState()
+    state.replace([node_facts(n) for n in nodes], [])
+    policy = network(graph)
+    lists = Shortlists.of([instance], graph, ShortlistConfig(moves=0, evict=False))
+    lists.begin()
+    decided = 0
     for advisor in advise(state, policy):
-        notes = {"alibabacloud.com/gpu-milli": "500"}
-        for asked in (pod("p"), pod("q", annotations=notes)):
-            advice = advisor.advise(pod_facts(asked))
-            assert advice.source == "policy"
-            batch = advisor._mirror.ask(pod_facts(asked), advice.nodes)
-            assert batch is not None
-            seen = batch.observe()
+        while not lists.batch.over[0] and decided < 12:
+            seen = lists.observe()
             logits = policy.runtime.logits(seen)[0]
-            best = {}
-            for action, logit in zip(seen.action.tolist(), logits.tolist(), strict=True):
-                if action != batch.wait_action:
-                    name = state.names[action // batch.capacity.gpus]
-                    best[name] = max(best.get(name, -np.inf), logit)
-            np.testing.assert_allclose(advice.scores, [best[name] for name in advice.nodes], rtol=1e-5)
-            assert advice.waits == (logits[seen.action == batch.wait_action][0] > max(best.values()))
+            width = lists.batch.capacity.gpus
+            hand = int(lists.batch.cluster.env["hand"][0])
+            for p in range(int(lists.batch.cluster.env["next_pod"][0])):
+                host = int(lists.batch.cluster.pod["host"][0, p])
+                state.put_pod(replace(pod_facts(pods[p]), node=f"n{host:03d}" if host >= 0 else ""))
+            advice = advisor.advise(pod_facts(pods[hand]))
+            assert advice.source == "policy"
+            assert not advice.waits
+            listed = {f"n{a // width:03d}": x for a, x in zip(seen.action.tolist(), logits.tolist(), strict=True)}
+            found = dict(zip(advice.nodes, advice.scores.tolist(), strict=True))
+            for name, logit in listed.items():
+                assert found[name] == pytest.approx(logit, rel=1e-4, abs=1e-4)
+            assert advice.best == max(listed, key=lambda name: listed[name])
+            lists.step(seen.action[[logits.argmax()]].astype(np.int64))
+            decided += 1
+    assert decided > 5
+
+
+def test_a_network_chooses_between_gpus_that_are_shared() -> None:
+    state = ClusterState()
+    for name in ("g", "h"):
+        state.put_node(node_facts(node(name, **{"nvidia.com/gpu": "2"})))
+    share = {"alibabacloud.com/gpu-milli": "400"}
+    state.put_pod(pod_facts(pod("x", on="g", annotations=share)))
+    for advisor in advise(state, network("bindings")):
+        advice = advisor.advise(pod_facts(pod("p", annotations=share)))
+        assert advice.source == "policy"
+        assert set(advice.nodes) == {"g", "h"}
+        assert advice.scores[0] != advice.scores[1]
 
 
 def test_rules_are_known_by_name() -> None:

@@ -49,7 +49,7 @@ def make(policy: Any, nodes: list[Json], running: list[Json] | None = None, **co
         state.put_pod(pod_facts(one))
     binder = config.pop("binder", None)
     journal = config.pop("journal", None)
-    advisor = PlacementAdvisor(state, policy, budget_s=60.0)
+    advisor = PlacementAdvisor(state, policy, budget_s=600.0)
     return Extender(advisor, Decisions(journal), ExtenderMetrics(state), ExtenderConfig(**config), binder)
 
 

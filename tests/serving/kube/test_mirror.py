@@ -93,7 +93,13 @@ def as_objects(instance: PackingInstance) -> tuple[list[Json], list[Json]]:
         for n, row in enumerate(instance.nodes.capacity.tolist())
     ]
     pods = [
-        pod(f"p{p}", f"{row[0]}m", f"{row[1]}Mi", priority=int(instance.pods.priority[p]))
+        pod(
+            f"p{p}",
+            f"{row[0]}m",
+            f"{row[1]}Mi",
+            priority=int(instance.pods.priority[p]),
+            owner=f"rs-{instance.pods.workload[p]}",
+        )
         for p, row in enumerate(instance.pods.request.tolist())
     ]
     return nodes, pods
