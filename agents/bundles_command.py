@@ -17,6 +17,7 @@ from dispatchgym.agents.bundle_results import Evaluated, Figure, evaluations
 from dispatchgym.agents.runtime import RUNTIMES
 from dispatchgym.agents.settings import FAMILIES
 from dispatchgym.envs.jobshop.batch import ShopConfig
+from dispatchgym.envs.packing.shortlist import ShortlistConfig
 
 
 def main(argv: list[str]) -> int:
@@ -178,6 +179,9 @@ def _trained(about: _About) -> str:
 def _begun(about: _About) -> str:
     warm_start = about.manifest["training"].get("warm_start")
     teacher = warm_start.get("teacher") if isinstance(warm_start, dict) else warm_start
+    setting = about.loaded.setting
+    if isinstance(setting, ShortlistConfig) and setting.merit:
+        return "; began as the tuned merit"
     return f"; began by imitating {teacher!s:.40}" if teacher else "; from scratch"
 
 

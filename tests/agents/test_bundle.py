@@ -245,7 +245,8 @@ def test_wrong_names_and_options_are_explained(tmp_path: Path) -> None:
 
 
 def test_every_shipped_bundle_loads_and_is_small() -> None:
-    assert set(bundles.shipped()) == {"jobshop-blocking", "jobshop-classic", "jobshop-interrupting"}
+    assert set(bundles.shipped("jobshop")) == {"jobshop-blocking", "jobshop-classic", "jobshop-interrupting"}
+    assert set(bundles.shipped("packing")) == {"packing-gpu", "packing-priority"}
     for name in bundles.shipped():
         folder = bundles.find(name)
         assert bundles.load(folder).manifest["name"] == name

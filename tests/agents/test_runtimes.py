@@ -22,6 +22,7 @@ from dispatchgym.agents.numpy_network import NumpyNetwork, _gelu
 from dispatchgym.agents.onnx_export import OneDecision
 from dispatchgym.agents.policy import GraphNetwork
 from dispatchgym.agents.runtime import OneGraph
+from dispatchgym.agents.settings import may_wait
 from dispatchgym.agents.torch_network import TorchNetwork, tensors
 from dispatchgym.envs.jobshop.graph import SPECS
 from tests.agents.helpers import RIVALS, tiny_config
@@ -164,7 +165,7 @@ def test_every_runtime_agrees_on_every_shipped_bundle(name: str) -> None:
     for most in (1, 4, 12, 40, 70):
         for isolated in (0.2, 1.0):
             batch = random_batch(spec, rng, most=most, isolated=isolated)
-            if not torch_.shop.is_blocking:
+            if not may_wait(torch_.setting):
                 jobs = batch.candidate[batch.candidate >= 0]
                 batch = batch._replace(candidate=jobs, candidate_ptr=np.array([0, len(jobs)], np.int32))
             expected = torch_.runtime.logits(batch)[0]
