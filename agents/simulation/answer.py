@@ -17,6 +17,9 @@ GOOD = 0.99
 """Attainment with which nobody would look for another scheduler."""
 
 
+WITHIN_REACH = 0.5
+"""Share of the traffic that one engine must carry under some scheduler, for capacities to be compared."""
+
 HARDLY = 0.05
 """Attainment below which shares are not worth comparing."""
 
@@ -74,13 +77,13 @@ THROUGHPUT = Yardstick("gives", "tokens a second", lambda run: _m(run).throughpu
 
 
 def _yardstick(real: Sequence[Run], workload: Workload) -> Yardstick:
-    """Of a batch its tokens a second; of traffic without SLOs its speed; of traffic that none carries its requests in
-    time; else the capacity."""
+    """Of a batch its tokens a second; of traffic without SLOs its speed; where nobody carries half of the traffic its
+    requests in time; else the capacity."""
     if not math.isfinite(rate_per_s(workload)):
         return THROUGHPUT
     if not has_slos(workload):
         return SPEED
-    return CAPACITY if any(CAPACITY.value(run) >= 1.0 for run in real) else IN_TIME
+    return CAPACITY if max(map(CAPACITY.value, real)) >= WITHIN_REACH else IN_TIME
 
 
 def _is_hopeless(real: Sequence[Run], yardstick: Yardstick) -> bool:
@@ -147,7 +150,7 @@ def _at_this_load(real: Sequence[Run], base: Run, best: Run, rate: float, promis
 
 
 def _at_capacity(real: Sequence[Run], best: Run, base: Run, rate: float, target: float) -> str:
-    if all(CAPACITY.value(run) < 1.0 for run in real):
+    if max(map(CAPACITY.value, real)) < WITHIN_REACH:
         return (
             f"That is too much for one engine: no scheduler keeps the SLOs of {100 * target:.0f} % of the requests. "
             "More engines, or other promises, would do more than any scheduler."

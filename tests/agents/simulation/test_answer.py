@@ -74,7 +74,7 @@ def test_late_requests_waste_and_repairs_are_told() -> None:
 
 
 def test_where_none_carries_the_traffic_the_requests_in_time_decide() -> None:
-    runs = [made("vllm", 0.5, attainment=0.2), made("laps", None, attainment=0.7), made("orca", 0.4, attainment=0.1)]
+    runs = [made("vllm", 0.3, attainment=0.2), made("laps", None, attainment=0.7), made("orca", 0.4, attainment=0.1)]
     found = answer(runs, [], TRAFFIC, 0.9)
     assert (
         found.headline == "Take laps: one engine then serves 3.5 times the requests in time that it serves with vllm."
