@@ -93,9 +93,10 @@ class NetworkPolicy:
         return self._config.packing(self._short).mode.fragments
 
     def scores(self, batch: PackingBatch) -> Scores:
-        if self._lists is None or self._lists.batch is not batch:
-            self._lists = Shortlists(batch, self._short, self._config)
-        seen = self._lists.look()
+        lists = self._lists
+        if lists is None or lists.batch is not batch:
+            lists = self._lists = Shortlists(batch, self._short, self._config)
+        seen = lists.look()
         return seen.action.astype(np.int64), self.runtime.logits(seen)[0].astype(np.float64)
 
 

@@ -22,7 +22,7 @@ from tests.serving.kube.objects import node, pod
     ("arguments", "said"),
     [
         (["--policy", "best-fitt"], "did you mean 'best-fit'"),
-        (["--policy", "bundle:jobshop-classic"], "trained for family 'jobshop'"),
+        (["--policy", "bundle:jobshop-classic"], "jobshop, not for packing"),
         (["--policy", "best-fit", "--host", "0.0.0.0"], "could steer the scheduler"),
         (["--policy", "best-fit", "--host", "example.org", "--token-file", "TOKEN"], "in the clear"),
         (["--policy", "best-fit", "--token-file", "/nowhere/token"], "holds no token"),
