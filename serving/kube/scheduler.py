@@ -184,6 +184,11 @@ class Scheduler:
         return self._is_leader()
 
     @property
+    def may_decide(self) -> bool:
+        """It leads, and sees what happens: without eyes it would take a binding whose answer was lost for not made."""
+        return self._is_leader() and self.is_synced and all(reflector.is_watching for reflector in self._reflectors)
+
+    @property
     def watch_restarts(self) -> int:
         """Watches and lists that failed."""
         return sum(reflector.breaks for reflector in self._reflectors)
@@ -267,12 +272,14 @@ class Scheduler:
 
     def _run(self) -> None:
         while not self._halt.is_set():
-            if not self.is_synced or not self._is_leader():
-                self._halt.wait(0.02)
+            if not self.may_decide:
+                self._halt.wait(0.01)
                 continue
             uid = self.queue.pop(0.1)
-            if uid is not None:
+            if uid is not None and self.may_decide:
                 self.decide(uid)
+            elif uid is not None:
+                self.queue.retry(uid, set_aside=False, failed=False)
 
     def decide(self, uid: str) -> None:
         """Choose a node for the pod and have it bound, or say why not."""

@@ -38,6 +38,7 @@ class Reflector(threading.Thread):
 
     Attributes:
         synced: set once the first list has arrived.
+        is_watching: a stream of changes is open: what is known is as new as can be.
         lists: how often everything was listed.
         breaks: how often a list or watch failed.
     """
@@ -46,6 +47,7 @@ class Reflector(threading.Thread):
         super().__init__(name=f"watch-{kind}", daemon=True)
         self.kind = kind
         self.synced = threading.Event()
+        self.is_watching = False
         self.lists = 0
         self.breaks = 0
         self._source = source
@@ -69,7 +71,9 @@ class Reflector(threading.Thread):
                     if event["type"] != "BOOKMARK":
                         self._sink.change(self.kind, event["type"], thing)
                     version = thing["metadata"]["resourceVersion"]
+                self.is_watching = False
             except Exception as error:  # whatever broke it, a scheduler without eyes is worse than one more try
+                self.is_watching = False
                 if self._halt.is_set():
                     return
                 self.breaks += 1
@@ -86,6 +90,7 @@ class Reflector(threading.Thread):
 
     def _keep(self, response: Any) -> None:
         self._response = response
+        self.is_watching = True
         if self._halt.is_set():
             self._hang_up()
 

@@ -180,7 +180,7 @@ class Run:
         check(single > number // 2, f"{label}: for {single} of them that is one node alone")
 
     def in_trouble(self, label: str, scheduler: str, trouble: Callable[[], None]) -> None:
-        """The sequence again; when a third of it has been created, `trouble` happens."""
+        """The sequence again; when a third of it has been created and one pod is bound, `trouble` happens."""
         cluster = self.cluster
         cluster.clear()
         cluster.watch()
@@ -189,6 +189,7 @@ class Run:
 
         def meanwhile(i: int) -> None:
             if i == number // 3:
+                cluster.wait_bound([self.sequence[0].name])
                 bound.append(len(cluster.seen.node))
                 threads.append(threading.Thread(target=trouble))
                 threads[0].start()

@@ -230,6 +230,22 @@ def test_a_pod_deleted_meanwhile_frees_its_place(server: ApiServer) -> None:
     assert len(sent) == len(set(sent)) == 2, "bindings name the uid: the old decision leaves the new pod alone"
 
 
+def test_without_eyes_nothing_is_decided(server: ApiServer) -> None:
+    server.create("nodes", node("a"))
+    with running(server) as scheduler:
+        assert server.wait(lambda s: scheduler.may_decide)
+        server.fail("GET", r"^/api/v1/pods$", 500, times=1000)
+        server.drop_watches()
+        assert server.wait(lambda s: not scheduler.may_decide)
+        scheduler.queue.add("uid-none", 0)
+        assert server.wait(lambda s: scheduler.queue.pop() == "uid-none"), "the scheduler leaves it in the queue"
+        scheduler.queue.remove("uid-none")
+        server.create("pods", pod("p"), "default")
+        server.faults.clear()
+        assert server.wait(all_bound, 20)
+        assert scheduler.may_decide
+
+
 def test_a_gated_pod_waits_for_its_gates(server: ApiServer) -> None:
     server.create("nodes", node("a"))
     server.create("pods", pod("gated", schedulingGates=[{"name": "later"}]), "default")
