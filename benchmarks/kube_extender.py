@@ -28,7 +28,7 @@ from harness.rows import Measured, Row, arguments, publish
 
 from dispatchgym.agents import bundle as bundles
 
-POLICIES = ("best-fit", "kube-scheduler", *(f"bundle:{n}" for n in bundles.shipped() if n.startswith("packing")))
+POLICIES = ("best-fit", "kube-scheduler", *(f"bundle:{name}" for name in bundles.shipped("packing")))
 PODS_PER_NODE = 10
 BAR_PODS_S, BAR_P99_MS = 150.0, 10.0
 
@@ -40,7 +40,7 @@ def main() -> None:
     if options.serve:
         _serve(options.serve[0], int(options.serve[1]))
         return
-    repeats, pods = (3, 200) if options.quick else (7, 500)
+    repeats, pods = (3, 200) if options.quick else (5, 400)
     rows = []
     with _server("naive", 100) as (port, _):
         naive = _pods_per_s(port, 100, 20 if options.quick else 50, whole=False, repeats=3)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dispatchgym.agents import bundle as bundles
 from dispatchgym.agents.architecture import EncoderConfig, PolicyConfig, weight_shapes
 from dispatchgym.agents.numpy_network import NumpyNetwork
 from dispatchgym.envs.api import UnknownNameError
@@ -167,6 +168,18 @@ def test_a_network_chooses_between_gpus_that_are_shared() -> None:
         assert advice.source == "policy"
         assert set(advice.nodes) == {"g", "h"}
         assert advice.scores[0] != advice.scores[1]
+
+
+@pytest.mark.parametrize("name", bundles.shipped("packing"))
+def test_a_shipped_bundle_advises(name: str) -> None:
+    state = ClusterState()
+    for node_name, cpu in (("a", "4"), ("b", "8"), ("c", "1")):
+        state.put_node(node_facts(node(node_name, cpu, **{"nvidia.com/gpu": "2"})))
+    for advisor in advise(state, load_policy(f"bundle:{name}")):
+        for asked in (pod("p", "2"), pod("q", "2", annotations={"alibabacloud.com/gpu-milli": "500"})):
+            advice = advisor.advise(pod_facts(asked))
+            assert (advice.source, set(advice.nodes)) == ("policy", {"a", "b"})
+            assert advice.scores[0] != advice.scores[1]
 
 
 def test_rules_are_known_by_name() -> None:
