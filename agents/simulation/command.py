@@ -29,7 +29,7 @@ from dispatchgym.agents.simulation.workers import workers
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm import workloads
 from dispatchgym.envs.llm.config import EngineConfig
-from dispatchgym.envs.llm.profile import load_profile, profile_names
+from dispatchgym.envs.llm.profile import Profile, load_profile, profile_names
 from dispatchgym.envs.llm.workload import Workload
 from dispatchgym.envs.llm.workloads import files, traces
 from dispatchgym.solvers.llm.schedulers import SCHEDULERS
@@ -99,6 +99,15 @@ class Options:
     token_budget: int = 8192
     """Most tokens of a step."""
 
+    host_blocks: int | None = None
+    """Blocks on the host, for schedulers that swap. Default: as many as on the GPU."""
+
+    max_spec: int = 0
+    """Most speculative tokens of a request and step, for schedulers that speculate."""
+
+    acceptance: float = 0.7
+    """Chance that the next speculative token is right."""
+
     prefix_caching: bool = True
     """Share KV blocks of equal prefixes."""
 
@@ -148,7 +157,8 @@ def main(argv: list[str]) -> int:
     workload, notes = _workload(options, options.trace)
     for note in notes:
         err.print(f"note: {note}", markup=False, soft_wrap=True)
-    setting = Setting(workload, _engine(options), load_profile(options.profile), options.seed, options.strict)
+    profile = load_profile(options.profile)
+    setting = Setting(workload, _engine(options, profile), profile, options.seed, options.strict)
     folder = options.out or Path("out") / f"simulate-{workload.name}"
     make_writable(folder, 1 << 20)
     begun = datetime.now(UTC).isoformat(timespec="seconds")
@@ -222,12 +232,17 @@ def _workload(options: Options, name: str) -> tuple[Workload, list[str]]:
     return running.with_slos(workload, ttft_s, tpot_s), notes
 
 
-def _engine(options: Options) -> EngineConfig:
+def _engine(options: Options, profile: Profile) -> EngineConfig:
+    size = max(options.block_tokens, 1)  # what is less is refused below
+    kv_blocks = options.kv_blocks or profile.kv_tokens // size
     return EngineConfig(
         block_tokens=options.block_tokens,
-        kv_blocks=options.kv_blocks,
+        kv_blocks=kv_blocks,
+        host_blocks=kv_blocks if options.host_blocks is None else options.host_blocks,
         max_seqs=options.max_seqs,
         token_budget=options.token_budget,
+        max_spec=options.max_spec,
+        acceptance=options.acceptance,
         prefix_caching=options.prefix_caching,
     )
 

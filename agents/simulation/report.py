@@ -101,7 +101,6 @@ def _header(head: Mapping[str, Any], setting: Setting, runs: Sequence[Run]) -> s
     w, engine, profile = setting.workload, setting.engine, setting.profile
     rate = rate_per_s(w)
     came = "all there at once" if math.isinf(rate) else f"{rate:.3g} a second over {w.arrival_s[-1]:,.0f} s"
-    blocks = engine.kv_blocks or profile.kv_tokens // engine.block_tokens
     libraries = ", ".join(f"{name} {version}" for name, version in head["versions"].items())
     began = head["began"].replace("T", " ").replace("+00:00", " UTC")
     return (
@@ -110,8 +109,8 @@ def _header(head: Mapping[str, Any], setting: Setting, runs: Sequence[Run]) -> s
         f"<p>{count(len(w), 'request')}, {came}; prompts of {w.prompt_tokens.mean():,.0f} tokens and outputs of "
         f"{w.output_tokens.mean():,.0f} in the mean. {escape(_promises(setting))} "
         f"{count(len(runs), 'scheduler')} on one engine: {escape(profile.model)} on {escape(profile.gpu)} "
-        f"(profile {escape(profile.name)}, {escape(profile.source)}), {blocks:,} KV blocks of {engine.block_tokens} "
-        f"tokens, at most {engine.max_seqs} requests and {engine.token_budget:,} tokens a step.</p>"
+        f"(profile {escape(profile.name)}, {escape(profile.source)}), {engine.kv_blocks:,} KV blocks of "
+        f"{engine.block_tokens} tokens, at most {engine.max_seqs} requests and {engine.token_budget:,} tokens a step.</p>"
         f'<p class="soft"><code>{escape(head["command"])}</code><br>{escape(began)} &middot; '
         f"{escape(head['machine']['cpu'])}, {head['machine']['cores']} cores &middot; {escape(libraries)}</p>"
     )
