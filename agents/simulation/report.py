@@ -110,7 +110,8 @@ def _header(head: Mapping[str, Any], setting: Setting, runs: Sequence[Run]) -> s
         f"{w.output_tokens.mean():,.0f} in the mean. {escape(_promises(setting))} "
         f"{count(len(runs), 'scheduler')} on one engine: {escape(profile.model)} on {escape(profile.gpu)} "
         f"(profile {escape(profile.name)}, {escape(profile.source)}), {engine.kv_blocks:,} KV blocks of "
-        f"{engine.block_tokens} tokens, at most {engine.max_seqs} requests and {engine.token_budget:,} tokens a step.</p>"
+        f"{engine.block_tokens} tokens, at most {engine.max_seqs} requests and {engine.token_budget:,} tokens a "
+        "step.</p>"
         f'<p class="soft"><code>{escape(head["command"])}</code><br>{escape(began)} &middot; '
         f"{escape(head['machine']['cpu'])}, {head['machine']['cores']} cores &middot; {escape(libraries)}</p>"
     )
