@@ -310,6 +310,7 @@ class Engine:
             free_seqs=int(e["slots"]),
             token_budget=int(e["token_budget"]),
             host_free=int(e["host_free"]),
+            max_preemptions=int(e["max_preemptions"]),
             history=history,
             finished=known,
             interrupted=self._interrupted,

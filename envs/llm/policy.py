@@ -102,6 +102,7 @@ class EngineView:
         free_seqs: further requests that may run.
         token_budget: most tokens of a step.
         host_free: free blocks on the host.
+        max_preemptions: a request preempted so often is not preempted by a plan any more.
         history: output lengths of requests that finished, the oldest first.
         finished: requests that ever finished.
         interrupted: the decision comes in the middle of a step, which now pauses.
@@ -119,6 +120,7 @@ class EngineView:
     free_seqs: int
     token_budget: int
     host_free: int
+    max_preemptions: int
     history: I32
     finished: int
     interrupted: bool

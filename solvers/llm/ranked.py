@@ -21,7 +21,8 @@ def ranked_step(
     """
     running, waiting = view.running, view.waiting
     count = len(running)
-    key = np.concatenate([running_key, waiting_key]).astype(np.float64)
+    settled = running.preemptions >= view.max_preemptions
+    key = np.concatenate([np.where(settled, -np.inf, running_key), waiting_key]).astype(np.float64)
     own = np.maximum(view.blocks_for(running.known + 1), running.blocks)
     need = np.concatenate([own, np.asarray(view.blocks_for(waiting.known + 1))])
     order = np.argsort(key, kind="stable")

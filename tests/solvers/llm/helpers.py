@@ -54,6 +54,7 @@ def view(
     facts: dict[str, Any] = {
         "now_s": 0.0, "step": 0, "running": r, "waiting": w, "free_blocks": kv_blocks - int(r.blocks.sum()),
         "kv_blocks": kv_blocks, "block_tokens": 16, "free_seqs": 64 - len(r), "token_budget": 8192, "host_free": 0,
+        "max_preemptions": 100,
         "history": np.zeros(0, np.int32), "finished": 0, "interrupted": False,
         "texts": Texts(texts, 16), "oracle": oracle,
     }  # fmt: skip
