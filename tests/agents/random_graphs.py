@@ -19,7 +19,7 @@ def random_batch(
     x: dict[str, npt.NDArray[np.float32]] = {}
     ptr: dict[str, npt.NDArray[np.int32]] = {}
     for node in spec.nodes:
-        low = 0 if not spec.links_of(node.name) and node.name != spec.context else 1
+        low = 0 if not spec.links_of(node.name) and node.name not in (spec.context, spec.candidate) else 1
         high = 1 if node.name == spec.context else most
         rows = rng.integers(low, high + 1, graphs)
         ptr[node.name] = np.append(0, np.cumsum(rows)).astype(np.int32)
