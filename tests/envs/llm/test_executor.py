@@ -133,6 +133,7 @@ def test_recorded_views_give_the_same_plans_again(name: str) -> None:
 
     class Recorder:
         oracle = policy.oracle
+        texts = getattr(policy, "texts", False)
         seen: list[tuple[EngineView, Plan]]
 
         def __init__(self) -> None:
