@@ -3,6 +3,8 @@
 `i` counts environments, `k` instance slots, `n` nodes, `p` pods, `r` resources, `g` GPUs of a node, `w` workloads.
 Amounts are int64 in the instance's own units, GPU shares in 1/1000, times in seconds. Everything is padded to the
 largest instance of the batch.
+
+Constants of this file are baked into @compiled functions: naming these here makes their cache notice a change.
 """
 
 from __future__ import annotations
