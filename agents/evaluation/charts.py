@@ -16,6 +16,7 @@ import numpy as np
 WIDTH = 560
 ROW = 22
 AXIS = 24
+SAMPLE = 20  # of a line, before its name
 LEFT, RIGHT = 52, WIDTH - 26
 """Ends of the time axis; the last tick's name reaches past it."""
 
@@ -166,7 +167,7 @@ def line_chart(lines: Sequence[Line], unit: str = "", *, zero: bool = False, hei
     ticks = nice_ticks(min(*values, 0.0) if zero else min(values), max(values))
     times = [t for line in drawn for t, _ in line.points]
     plot = height - AXIS
-    right = WIDTH - 18 - (round(6.6 * max(len(line.label) for line in drawn)) if len(drawn) > 1 else 0)
+    right = WIDTH - 18 - (SAMPLE + round(6.6 * max(len(line.label) for line in drawn)) if len(drawn) > 1 else 0)
     x = _Scale(min(times), max(max(times), min(times) + 1.0), LEFT, right)
     y = _Scale(ticks[-1], ticks[0], 8, plot)
     parts = [
@@ -194,7 +195,9 @@ def line_chart(lines: Sequence[Line], unit: str = "", *, zero: bool = False, hei
             f'<path class="line{" bound" if is_mark else ""}" d="{path}"/>'
         )
         if len(drawn) > 1:
-            parts.append(f'<text class="label" x="{right + 6}" y="{name_y:.1f}">{escape(line.label)}</text>')
+            sample = f"M{right + 6} {name_y - 4:.1f}h{SAMPLE - 6}"
+            parts.append(f'<path class="line{" bound" if is_mark else ""}" d="{sample}"/>')
+            parts.append(f'<text class="label" x="{right + 4 + SAMPLE}" y="{name_y:.1f}">{escape(line.label)}</text>')
         parts.append("</g>")
     return _svg(height, parts, "Over iterations: " + ", ".join(line.label for line in drawn))
 
