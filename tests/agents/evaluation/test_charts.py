@@ -91,7 +91,9 @@ def test_a_line_goes_through_its_values_and_a_mark_across_the_chart() -> None:
     lines = [Line("greedy", "learned", [(0, 20.0), (10, 10.0), (20, 0.0)]), Line("lrpt", "rule", [(0, 20.0)])]
     svg = ElementTree.fromstring(line_chart(lines, "%"))
     heights = {text.text: float(text.get("y", "")) - 4 for text in svg.iterfind(".//text[@class='tick']")}
-    line, mark = (ends(path.get("d")) for path in svg.iterfind(".//path"))
+    drawn = [path.get("d", "") for path in svg.iterfind(".//path")]
+    assert ["h" in path for path in drawn] == [False, True, False, True]  # a sample of each goes before its name
+    line, mark = (ends(path) for path in drawn[::2])
     assert [y for _, y in line] == pytest.approx([heights["20%"], heights["10%"], heights["0%"]], abs=0.2)
     assert (mark[0][0], mark[-1][0]) == (line[0][0], line[-1][0])
     assert mark[0][1] == mark[-1][1] == line[0][1]
