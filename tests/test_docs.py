@@ -19,4 +19,4 @@ PAGES = [
 def test_the_python_of_the_page_runs(page: Path) -> None:
     names: dict[str, object] = {}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
-        exec(compile(block, str(page), "exec"), names)
+        exec(compile(block, str(page), "exec"), names)  # our own pages, tracked beside this test

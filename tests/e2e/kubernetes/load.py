@@ -60,6 +60,7 @@ class Cluster:
     """A client of the API server that does not mind its restarts."""
 
     def __init__(self, url: str) -> None:
+        # verify=False: a server on loopback that this run started, with a certificate it made for itself
         self.http = httpx.Client(
             base_url=url, verify=False, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30,
             limits=httpx.Limits(max_connections=64, max_keepalive_connections=64),
