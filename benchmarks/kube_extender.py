@@ -166,7 +166,7 @@ def _serve(policy: str, nodes: int) -> None:
     from dispatchgym.serving.kube.metrics import ExtenderMetrics
     from dispatchgym.serving.kube.one_packet import OnePacketHttp
     from dispatchgym.serving.kube.policies import load_policy
-    from dispatchgym.serving.kube.security import Access
+    from dispatchgym.serving.security import Access
     from dispatchgym.serving.kube.server import build_app, spare_the_collector
 
     state, rng = ClusterState(), np.random.default_rng(0)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ipaddress
 import logging
 import os
-import signal
 import ssl
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TextIO
 
 import uvicorn
 
 from dispatchgym.envs.api import UsageError
+from dispatchgym.serving.http_server import HttpServer, is_local, serve_and_tell, spare_the_collector
 from dispatchgym.serving.kube.advisor import PlacementAdvisor
 from dispatchgym.serving.kube.cluster_state import ClusterState
 from dispatchgym.serving.kube.decisions import Decisions
@@ -27,8 +26,8 @@ from dispatchgym.serving.kube.metrics import ExtenderMetrics
 from dispatchgym.serving.kube.one_packet import OnePacketHttp
 from dispatchgym.serving.kube.policies import PLUG_INS, load_policy
 from dispatchgym.serving.kube.scheduler_api import KubeApi
-from dispatchgym.serving.kube.security import Access
-from dispatchgym.serving.kube.server import build_app, spare_the_collector
+from dispatchgym.serving.kube.server import build_app
+from dispatchgym.serving.security import Access
 from dispatchgym.solvers.packing.rules import RULES
 
 PORT = 8888
@@ -64,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         config = ExtenderConfig(options.dry_run, options.recheck, watches=api is not None)
         extender = Extender(advisor, decisions, metrics, config, api if options.bind else None)
         follower = Follower(api, extender) if api is not None else None
-        server = _Server(
+        server = HttpServer(
             uvicorn.Config(
                 build_app(extender, access, follower, spare_the_collector),
                 host=options.host,
@@ -91,34 +90,14 @@ def main(argv: Sequence[str]) -> int:
     return 0 if server.started else 1
 
 
-class _Server(uvicorn.Server):
-    """uvicorn that ends without passing the signal on, so that what is open is written down."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-async def _serve(server: _Server, options: argparse.Namespace, api: KubeApi | None) -> None:
-    async def announce() -> None:
-        while not server.started:
-            await asyncio.sleep(0.05)
-        port = server.servers[0].sockets[0].getsockname()[1]
+async def _serve(server: HttpServer, options: argparse.Namespace, api: KubeApi | None) -> None:
+    def tell(port: int) -> None:
         scheme = "https" if options.tls_cert else "http"
         sees = f"follows {api.url}" if api is not None else "sees only the nodes that it is sent, all of them empty"
         mode = ", dry run: changes nothing" if options.dry_run else ""
         print(f"policy {options.policy} at {scheme}://{options.host}:{port}, {sees}{mode}", file=sys.stderr, flush=True)
 
-    told = asyncio.create_task(announce())
-    try:
-        await server.serve()
-    finally:
-        told.cancel()
+    await serve_and_tell(server, tell)
 
 
 def _access(options: argparse.Namespace) -> Access:
@@ -134,7 +113,7 @@ def _check_reach(options: argparse.Namespace, access: Access) -> None:
     for path in (options.tls_cert, options.tls_key, options.client_ca):
         if path is not None and not path.is_file():
             raise UsageError(f"{path}: is not a file")
-    if _is_local(options.host) or options.insecure:
+    if is_local(options.host) or options.insecure:
         return
     if access.is_open:
         raise UsageError(
@@ -143,13 +122,6 @@ def _check_reach(options: argparse.Namespace, access: Access) -> None:
         )
     if not options.tls_cert:
         raise UsageError(f"--host {options.host}: the token would travel in the clear; give --tls-cert and --tls-key")
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _api(options: argparse.Namespace) -> KubeApi | None:

@@ -7,11 +7,11 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from dispatchgym.envs.api import DispatchGymError
 from dispatchgym.envs.packing.instance import MAX_AMOUNT
+from dispatchgym.serving.wire import RequestError
 
 
-class PayloadError(DispatchGymError, ValueError):
+class PayloadError(RequestError):
     """An object of the Kubernetes API that cannot be read; the message names the field and the value."""
 
 

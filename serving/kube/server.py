@@ -12,7 +12,6 @@ its own and a latency budget. `explain` has none and runs beside them.
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 import time
@@ -33,20 +32,16 @@ from dispatchgym.serving.kube.explain import explain
 from dispatchgym.serving.kube.extender import Extender
 from dispatchgym.serving.kube.follow import Follower
 from dispatchgym.serving.kube.policies import PLAIN_RULES, RulePolicy
-from dispatchgym.serving.kube.quantity import PayloadError
 from dispatchgym.serving.kube.scheduler_api import ApiError
-from dispatchgym.serving.kube.security import Access, App, Guarded
 from dispatchgym.serving.kube.wire import (
-    Args,
+    FORMS,
     ExtenderArgs,
     ExtenderBindingArgs,
     ExtenderPreemptionArgs,
     PodOnly,
-    body_of,
-    openapi_of,
-    read,
-    write,
 )
+from dispatchgym.serving.security import Access, App, Guarded
+from dispatchgym.serving.wire import Form, RequestError, body_of, openapi_of, read, write
 
 log = logging.getLogger(__name__)
 
@@ -72,16 +67,6 @@ class Readiness:
         if self._follower is not None and not self._follower.is_synced:
             return "the cluster has not been listed yet"
         return ""
-
-
-def spare_the_collector() -> None:
-    """Take what has been loaded so far out of the garbage collector's rounds.
-
-    Compilers and libraries leave about a million objects behind; a full round over them stops the process for a tenth
-    of a second and more, in the middle of some pod's request.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def build_app(
@@ -129,7 +114,7 @@ def build_app(
     )
 
     async def answer(
-        verb: str, request: Request, form: type[Args], ask: Callable[[Args], Any], in_thread: bool = False
+        verb: str, request: Request, form: type[Form], ask: Callable[[Form], Any], in_thread: bool = False
     ) -> Response:
         begin = time.perf_counter()
         code = 500
@@ -140,7 +125,7 @@ def build_app(
         except ApiError as error:
             log.warning("%s: %s", verb, error)
             body, code = write({"Error": str(error)}), 200  # the protocol's own way to say so
-        except PayloadError as error:
+        except RequestError as error:
             log.warning("%s: refused: %s", verb, error)
             body, code = write({"error": str(error)}), 400
         finally:
@@ -190,7 +175,7 @@ def build_app(
             return Response(
                 write({**said, "last_decision": asdict(decision) if decision else None}), media_type="application/json"
             )
-        except PayloadError as error:
+        except RequestError as error:
             return Response(write({"error": str(error)}), 400, media_type="application/json")
 
     @app.get("/agreement")
@@ -216,5 +201,5 @@ def build_app(
         return PlainTextResponse(ready.missing or "ok", 503 if ready.missing else 200)
 
     described = app.openapi
-    app.openapi = lambda: openapi_of(described())  # type: ignore[method-assign]
+    app.openapi = lambda: openapi_of(described(), FORMS)  # type: ignore[method-assign]
     return Guarded(app, access)

@@ -19,8 +19,8 @@ from dispatchgym.serving.kube.extender import Extender, ExtenderConfig
 from dispatchgym.serving.kube.follow import Follower
 from dispatchgym.serving.kube.metrics import ExtenderMetrics
 from dispatchgym.serving.kube.one_packet import OnePacketHttp
-from dispatchgym.serving.kube.security import Access
 from dispatchgym.serving.kube.server import build_app
+from dispatchgym.serving.security import Access
 
 
 def eventually(condition: Callable[[], bool], limit_s: float = 120.0) -> bool:

@@ -18,7 +18,8 @@ from dispatchgym.serving.kube.decisions import MOST_KEPT, Decision, Decisions
 from dispatchgym.serving.kube.extender import Extender, ExtenderConfig, priorities
 from dispatchgym.serving.kube.metrics import ExtenderMetrics
 from dispatchgym.serving.kube.quantity import PayloadError
-from dispatchgym.serving.kube.wire import ExtenderArgs, ExtenderBindingArgs, ExtenderPreemptionArgs, read, write
+from dispatchgym.serving.kube.wire import ExtenderArgs, ExtenderBindingArgs, ExtenderPreemptionArgs
+from dispatchgym.serving.wire import RequestError, read, write
 from tests.serving.kube.objects import Json, Says, node, pod
 
 POD = """{"metadata":{"name":"web-5d9c7-x2x8k","generateName":"web-5d9c7-","namespace":"shop",
@@ -217,11 +218,11 @@ def test_decisions_forget_the_oldest() -> None:
     "body", [b"", b"{", b"[]", b"null", b'{"Pod":null}', b'{"NodeNames":[]}', b'{"Pod":{},"NodeNames":"a"}', b"\xff"]
 )
 def test_what_is_not_the_protocol_is_refused_without_repeating_it(body: bytes) -> None:
-    with pytest.raises(PayloadError, match="ExtenderArgs"):
+    with pytest.raises(RequestError, match="ExtenderArgs"):
         read(ExtenderArgs, body)
 
 
 def test_an_answer_never_holds_what_json_has_not() -> None:
-    with pytest.raises(PayloadError, match="not finite"):
+    with pytest.raises(RequestError, match="not finite"):
         write({"score": float("nan")})
     assert write({"name": "\ud800"}) == b'{"name":"\\ud800"}'

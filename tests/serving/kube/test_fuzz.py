@@ -18,8 +18,8 @@ from schemathesis.checks import not_a_server_error
 from dispatchgym.serving.kube.convert import node_facts, pod_facts
 from dispatchgym.serving.kube.extender import Extender, ExtenderConfig
 from dispatchgym.serving.kube.policies import RulePolicy
-from dispatchgym.serving.kube.security import Access, App
 from dispatchgym.serving.kube.server import build_app
+from dispatchgym.serving.security import Access, App
 from tests.serving.kube.live import extender
 from tests.serving.kube.objects import Json, anti_affinity, node, pod
 

@@ -21,8 +21,8 @@ from dispatchgym.serving.kube.convert import node_facts
 from dispatchgym.serving.kube.extender import ExtenderConfig
 from dispatchgym.serving.kube.one_packet import OnePacketHttp
 from dispatchgym.serving.kube.scheduler_api import KubeApi
-from dispatchgym.serving.kube.security import Access
 from dispatchgym.serving.kube.server import build_app
+from dispatchgym.serving.security import Access
 from tests.serving.kube.api_server import ApiServer
 from tests.serving.kube.live import eventually, extender, serving
 from tests.serving.kube.objects import Says, node, pod

@@ -8,7 +8,7 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dispatchgym.envs.api import UsageError
 
@@ -21,6 +21,24 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN_PATHS = ("/healthz", "/readyz")
 """Asked by kubelets, which have neither token nor certificate; they tell nothing."""
 SHORTEST_TOKEN = 16
+
+
+class Gate(Protocol):
+    """Who may ask a server, and how much.
+
+    Attributes:
+        max_bytes: of a request's body.
+        body_s: time a client has for sending it.
+    """
+
+    @property
+    def max_bytes(self) -> int: ...
+    @property
+    def body_s(self) -> float: ...
+
+    def allows(self, scope: Scope) -> bool:
+        """The request comes from somebody who may ask."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,39 +74,58 @@ class Access:
             return True
         if self.client_certificates and scope.get("state", {}).get("client_is_verified"):
             return True
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scheme, _, secret = given.partition(b" ")
         token = self._token() if self.token_file is not None else None
-        same = hmac.compare_digest(secret.strip(), token or b"")  # takes as long whatever is wrong
-        return token is not None and scheme.lower() == b"bearer" and same
+        same = hmac.compare_digest(bearer(scope), token or b"")  # takes as long whatever is wrong
+        return token is not None and same
 
     def _token(self) -> bytes | None:
         """The token; None while the file cannot be read or holds none, which refuses everybody."""
         assert self.token_file is not None
-        try:
-            token = self.token_file.read_bytes().strip()
-        except OSError:
-            return None
-        return token if len(token) >= SHORTEST_TOKEN else None
+        return token_in(self.token_file)
+
+
+def token_in(path: Path) -> bytes | None:
+    """The token that a file holds; None while it cannot be read or its content is too short for one."""
+    try:
+        token = path.read_bytes().strip()
+    except OSError:
+        return None
+    return token if len(token) >= SHORTEST_TOKEN else None
+
+
+def bearer(scope: Scope) -> bytes:
+    """The bearer token that a request shows, b"" if none."""
+    given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+    scheme, _, secret = given.partition(b" ")
+    return secret.strip() if scheme.lower() == b"bearer" else b""
+
+
+def _plain_error(status: int, why: str) -> Any:
+    return {"error": why}
 
 
 class Guarded:
-    """An application behind `Access`: 401, 408 or 413 before it sees the request."""
+    """An application behind a gate: 401, 408 or 413 before it sees the request.
 
-    def __init__(self, app: App, access: Access) -> None:
+    Args:
+        error: status and reason -> what the body of a refusal says.
+    """
+
+    def __init__(self, app: App, access: Gate, error: Callable[[int, str], Any] = _plain_error) -> None:
         self._app = app
         self._access = access
+        self._error = error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         if not self._access.allows(scope):
-            await _refuse(send, 401, "show a bearer token or a client certificate")
+            await self._refuse(send, 401, "show a bearer token or a client certificate")
             return
         lengths = [value for name, value in scope["headers"] if name == b"content-length"]
         if any(not value.isdigit() or int(value[:20]) > self._access.max_bytes for value in lengths):
-            await _refuse(send, 413, f"a request may have {self._access.max_bytes} bytes")
+            await self._refuse(send, 413, f"a request may have {self._access.max_bytes} bytes")
             return
         if scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
@@ -104,10 +141,10 @@ class Guarded:
                     size += len(chunks[-1])
                     more = message.get("more_body", False) and size <= self._access.max_bytes
         except TimeoutError:
-            await _refuse(send, 408, f"the request took longer than {self._access.body_s:g} s to arrive")
+            await self._refuse(send, 408, f"the request took longer than {self._access.body_s:g} s to arrive")
             return
         if size > self._access.max_bytes:
-            await _refuse(send, 413, f"a request may have {self._access.max_bytes} bytes")
+            await self._refuse(send, 413, f"a request may have {self._access.max_bytes} bytes")
             return
         body = b"".join(chunks)
         has_read = False
@@ -121,16 +158,15 @@ class Guarded:
 
         await self._app(scope, replay, send)
 
-
-async def _refuse(send: Send, status: int, why: str) -> None:
-    """Answer and close: what is left of the request's body is not read."""
-    body = json.dumps({"error": why}).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),
-    ]
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    async def _refuse(self, send: Send, status: int, why: str) -> None:
+        """Answer and close: what is left of the request's body is not read."""
+        body = json.dumps(self._error(status, why)).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        if status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})

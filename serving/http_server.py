@@ -1,0 +1,64 @@
+"""uvicorn as our commands run it, and what they have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import ipaddress
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn that ends without passing the signal on, so that what is open is written down."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @property
+    def port(self) -> int:
+        """The one it listens on; once it has started."""
+        port: int = self.servers[0].sockets[0].getsockname()[1]
+        return port
+
+
+async def serve_and_tell(server: HttpServer, tell: Callable[[int], None]) -> None:
+    """Serve until told to stop; `tell` gets the port as soon as it listens."""
+
+    async def announce() -> None:
+        while not server.started:
+            await asyncio.sleep(0.05)
+        tell(server.port)
+
+    told = asyncio.create_task(announce())
+    try:
+        await server.serve()
+    finally:
+        told.cancel()
+
+
+def spare_the_collector() -> None:
+    """Take what has been loaded so far out of the garbage collector's rounds.
+
+    Compilers and libraries leave about a million objects behind; a full round over them stops the process for a tenth
+    of a second and more, in the middle of somebody's request.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def is_local(host: str) -> bool:
+    """Only this machine reaches that address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,59 @@
+"""Reading and writing JSON at the edge of a server: forms are checked, refusals quote nothing of what was sent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic.json_schema import models_json_schema
+
+from dispatchgym.envs.api import DispatchGymError
+
+_REFERENCE = "#/components/schemas/{model}"
+
+Form = TypeVar("Form", bound=BaseModel)
+
+
+class RequestError(DispatchGymError, ValueError):
+    """A request that cannot be read or answered as it is; the message names the field."""
+
+
+def read(form: type[Form], body: bytes) -> Form:
+    """Decode a request's body.
+
+    Raises:
+        RequestError: not JSON, or not of that form; the message quotes nothing of the body.
+    """
+    try:
+        return form.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part)[:60] for part in first["loc"]) or "body"
+        raise RequestError(f"{form.__name__}: {where}: {first['msg']}") from None
+
+
+def write(answer: Any) -> bytes:
+    """Encode an answer.
+
+    Raises:
+        RequestError: it repeats a number of the request that JSON does not have.
+    """
+    try:
+        return json.dumps(answer, allow_nan=False, separators=(",", ":")).encode()
+    except ValueError:
+        raise RequestError("the request holds a number that is not finite") from None
+
+
+def openapi_of(schema: dict[str, Any], forms: Sequence[type[BaseModel]]) -> dict[str, Any]:
+    """Add the forms of requests to an OpenAPI document whose routes name them by `body_of`."""
+    _, definitions = models_json_schema([(form, "validation") for form in forms], ref_template=_REFERENCE)
+    schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+    return schema
+
+
+def body_of(form: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI part of a route that reads `form` itself."""
+    schema = {"$ref": _REFERENCE.format(model=form.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
