@@ -158,6 +158,7 @@ def _serve(policy: str, nodes: int) -> None:
         server.serve_forever()
     import uvicorn
 
+    from dispatchgym.serving.http_server import spare_the_collector
     from dispatchgym.serving.kube.advisor import PlacementAdvisor
     from dispatchgym.serving.kube.cluster_state import ClusterState
     from dispatchgym.serving.kube.convert import node_facts, pod_facts
@@ -166,8 +167,8 @@ def _serve(policy: str, nodes: int) -> None:
     from dispatchgym.serving.kube.metrics import ExtenderMetrics
     from dispatchgym.serving.kube.one_packet import OnePacketHttp
     from dispatchgym.serving.kube.policies import load_policy
+    from dispatchgym.serving.kube.server import build_app
     from dispatchgym.serving.security import Access
-    from dispatchgym.serving.kube.server import build_app, spare_the_collector
 
     state, rng = ClusterState(), np.random.default_rng(0)
     for n in range(nodes):
