@@ -1,0 +1,275 @@
+"""Attention over paged keys and values, as Triton kernels: split-KV decoding, and causal prompt pieces.
+
+Caches are (blocks, block_tokens, kv_heads, head_dim) in any stride order, with the last dimension dense. Query heads
+that share a KV head are computed together: the tile's rows are (token, head of the group), so that a key is read once.
+Softmax statistics and sums are float32.
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import triton
+import triton.language as tl
+
+I32 = npt.NDArray[np.integer]
+
+LOG2E = 1.4426950408889634
+SPLIT_KEYS = 64  # keys a program of the decode kernel reads at a time
+MOST_SPLITS = 32
+PIECE_KEYS = 64
+PROGRAMS = 4 * 132  # that fill the GPU these settings were measured on
+
+
+def splits_for(rows: int, kv_heads: int, programs: int = PROGRAMS) -> int:
+    """Smallest power of two of pieces of each row's context that fills the GPU, at most MOST_SPLITS."""
+    splits = 1
+    while rows * kv_heads * splits < programs and splits < MOST_SPLITS:
+        splits *= 2
+    return splits
+
+
+@triton.jit
+def _decode_kernel(
+    q, k, v, table, slots, positions, out, partial, stats, scale,
+    q_row, k_block, k_token, k_head, v_block, v_token, v_head, table_row,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+    PAGE: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    slot = tl.load(slots + row).to(tl.int64)
+    length = tl.load(positions + row) + 1
+    piece = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK) * BLOCK
+    first = split * piece
+    last = tl.minimum(first + piece, length)
+    g = tl.arange(0, ROWS)
+    d = tl.arange(0, DIM_PAD)
+    heads = head * GROUP + g
+    q_mask = (g[:, None] < GROUP) & (d[None, :] < DIM)
+    queries = tl.load(q + row.to(tl.int64) * q_row + heads[:, None] * DIM + d[None, :], mask=q_mask, other=0.0)
+    highest = tl.full([ROWS], -float("inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    sums = tl.zeros([ROWS, DIM_PAD], tl.float32)
+    for start in range(first, last, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        here = at < last
+        block = tl.load(table + slot * table_row + at // PAGE, mask=here, other=0).to(tl.int64)
+        keys = tl.load(
+            k + block[None, :] * k_block + (at % PAGE)[None, :] * k_token + head * k_head + d[:, None],
+            mask=here[None, :] & (d[:, None] < DIM),
+            other=0.0,
+        )
+        scores = tl.dot(queries, keys) * scale
+        scores = tl.where(here[None, :], scores, -float("inf"))
+        top = tl.maximum(highest, tl.max(scores, 1))
+        shift = tl.exp2(highest - top)
+        p = tl.exp2(scores - top[:, None])
+        values = tl.load(
+            v + block[:, None] * v_block + (at % PAGE)[:, None] * v_token + head * v_head + d[None, :],
+            mask=here[:, None] & (d[None, :] < DIM),
+            other=0.0,
+        )
+        total = total * shift + tl.sum(p, 1)
+        sums = tl.dot(p.to(values.dtype), values, sums * shift[:, None])
+        highest = top
+    if SPLITS == 1:
+        place = (row.to(tl.int64) * KV_HEADS * GROUP + heads) * DIM
+        result = sums / total[:, None]
+        tl.store(out + place[:, None] + d[None, :], result.to(out.dtype.element_ty), mask=q_mask)
+    else:
+        piece_of = (row.to(tl.int64) * KV_HEADS * GROUP + heads) * SPLITS + split
+        tl.store(partial + piece_of[:, None] * DIM + d[None, :], sums, mask=q_mask)
+        tl.store(stats + piece_of * 2, highest, mask=g < GROUP)
+        tl.store(stats + piece_of * 2 + 1, total, mask=g < GROUP)
+
+
+@triton.jit
+def _combine_kernel(partial, stats, out, DIM: tl.constexpr, DIM_PAD: tl.constexpr, SPLITS: tl.constexpr):
+    head = tl.program_id(0).to(tl.int64)
+    n = tl.arange(0, SPLITS)
+    d = tl.arange(0, DIM_PAD)
+    highest = tl.load(stats + (head * SPLITS + n) * 2)
+    total = tl.load(stats + (head * SPLITS + n) * 2 + 1)
+    weight = tl.exp2(highest - tl.max(highest, 0))
+    sums = tl.load(partial + (head * SPLITS + n)[:, None] * DIM + d[None, :], mask=d[None, :] < DIM, other=0.0)
+    result = tl.sum(sums * weight[:, None], 0) / tl.sum(total * weight, 0)
+    tl.store(out + head * DIM + d, result.to(out.dtype.element_ty), mask=d < DIM)
+
+
+def paged_decode(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    table: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    scale: float,
+    splits: int | None = None,
+) -> torch.Tensor:
+    """Attention of one query token a row over its whole context, its own key included.
+
+    Args:
+        q: (rows, q_heads, head_dim); heads and dimensions dense.
+        k_cache, v_cache: (blocks, block_tokens, kv_heads, head_dim).
+        table: int32 (slots, blocks): block numbers.
+        slots: int32 (rows,): each row's place in `table`.
+        positions: int32 (rows,): of the query token, whose key is stored already.
+
+    Returns:
+        (rows, q_heads, head_dim) in q's dtype.
+    """
+    rows, heads, dim = q.shape
+    page, kv_heads = k_cache.shape[1], k_cache.shape[2]
+    group = heads // kv_heads
+    splits = splits_for(rows, kv_heads) if splits is None else splits
+    out = torch.empty(rows, heads, dim, dtype=q.dtype, device=q.device)
+    pad = _power(dim)
+    partial = stats = out
+    if splits > 1:
+        partial = torch.empty(rows * heads * splits, dim, dtype=torch.float32, device=q.device)
+        stats = torch.empty(rows * heads * splits, 2, dtype=torch.float32, device=q.device)
+    _decode_kernel[(rows, kv_heads, splits)](
+        q, k_cache, v_cache, table, slots, positions, out, partial, stats, scale * LOG2E, q.stride(0),
+        k_cache.stride(0), k_cache.stride(1), k_cache.stride(2), v_cache.stride(0), v_cache.stride(1),
+        v_cache.stride(2), table.stride(0), KV_HEADS=kv_heads, GROUP=group, ROWS=max(16, _power(group)),
+        DIM=dim, DIM_PAD=pad, PAGE=page, BLOCK=SPLIT_KEYS, SPLITS=splits, num_warps=2, num_stages=4,
+    )  # fmt: skip
+    if splits > 1:
+        _combine_kernel[(rows * heads,)](partial, stats, out, DIM=dim, DIM_PAD=pad, SPLITS=splits, num_warps=2)
+    return out
+
+
+@triton.jit
+def _fold_in(
+    queries, highest, total, sums, at, here, token, position, k, v, row_table, scale, head,
+    k_block, k_token, k_head, v_block, v_token, v_head,
+    DIM: tl.constexpr, DIM_PAD: tl.constexpr, PAGE: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """One block of keys and values into the running softmax."""
+    d = tl.arange(0, DIM_PAD)
+    block = tl.load(row_table + at // PAGE, mask=here, other=0).to(tl.int64)
+    key_at = k + block * k_block + (at % PAGE) * k_token + head * k_head
+    value_at = v + block * v_block + (at % PAGE) * v_token + head * v_head
+    if MASKED:
+        keys = tl.load(key_at[None, :] + d[:, None], mask=here[None, :] & (d[:, None] < DIM), other=0.0)
+        values = tl.load(value_at[:, None] + d[None, :], mask=here[:, None] & (d[None, :] < DIM), other=0.0)
+    elif DIM == DIM_PAD:
+        keys = tl.load(key_at[None, :] + d[:, None])
+        values = tl.load(value_at[:, None] + d[None, :])
+    else:
+        keys = tl.load(key_at[None, :] + d[:, None], mask=d[:, None] < DIM, other=0.0)
+        values = tl.load(value_at[:, None] + d[None, :], mask=d[None, :] < DIM, other=0.0)
+    scores = tl.dot(queries, keys) * scale
+    if MASKED:
+        scores = tl.where(at[None, :] <= position[:, None], scores, -float("inf"))
+    top = tl.maximum(highest, tl.max(scores, 1))
+    shift = tl.exp2(highest - top)
+    p = tl.exp2(scores - top[:, None])
+    total = total * shift + tl.sum(p, 1)
+    sums = tl.dot(p.to(values.dtype), values, sums * shift[:, None])
+    return top, total, sums
+
+
+@triton.jit
+def _piece_kernel(
+    q, k, v, table, tiles, out, scale,
+    q_row, k_block, k_token, k_head, v_block, v_token, v_head, table_row,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+    PAGE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    tile, head = tl.program_id(0), tl.program_id(1)
+    slot = tl.load(tiles + tile * 4).to(tl.int64)
+    first = tl.load(tiles + tile * 4 + 1)  # of the tile's tokens, among all of the step
+    count = tl.load(tiles + tile * 4 + 2)
+    start = tl.load(tiles + tile * 4 + 3)  # position of the first
+    m = tl.arange(0, ROWS)
+    d = tl.arange(0, DIM_PAD)
+    token, g = m // GROUP_PAD, m % GROUP_PAD
+    real = (token < count) & (g < GROUP)
+    position = start + token
+    place = (first + token).to(tl.int64)
+    heads = (head * GROUP + g) * DIM
+    q_mask = real[:, None] & (d[None, :] < DIM)
+    queries = tl.load(q + (place * q_row + heads)[:, None] + d[None, :], mask=q_mask, other=0.0)
+    row_table = table + slot * table_row
+    highest = tl.full([ROWS], -float("inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    sums = tl.zeros([ROWS, DIM_PAD], tl.float32)
+    open_to_all = (start + 1) // BLOCK * BLOCK
+    n = tl.arange(0, BLOCK)
+    for begin in range(0, open_to_all, BLOCK):
+        highest, total, sums = _fold_in(
+            queries, highest, total, sums, begin + n, n >= 0, token, position, k, v, row_table, scale, head,
+            k_block, k_token, k_head, v_block, v_token, v_head, DIM, DIM_PAD, PAGE, False,
+        )  # fmt: skip
+    end = start + count
+    for begin in range(open_to_all, end, BLOCK):
+        highest, total, sums = _fold_in(
+            queries, highest, total, sums, begin + n, begin + n < end, token, position, k, v, row_table, scale, head,
+            k_block, k_token, k_head, v_block, v_token, v_head, DIM, DIM_PAD, PAGE, True,
+        )  # fmt: skip
+    result = (sums / total[:, None]).to(out.dtype.element_ty)
+    tl.store(out + (place * HEADS * DIM + heads)[:, None] + d[None, :], result, mask=q_mask)
+
+
+def tiles_of(slots: I32, firsts: I32, lengths: I32, starts: I32, group: int) -> tuple[I32, int]:
+    """Cut prompt pieces into tiles for `paged_pieces`, those that read most first.
+
+    Args:
+        slots: row of the block table of each piece.
+        firsts: place of its first token among the step's.
+        lengths: its tokens.
+        starts: position of its first token.
+        group: query heads a KV head.
+
+    Returns:
+        int32 (tiles, 4), and the tokens of the largest tile.
+    """
+    most = max(1, (16 if lengths.max() * group <= 16 else 64 if lengths.max() <= 16 else 128) // _power(group))
+    tiles = -(-lengths // most)
+    piece = np.repeat(np.arange(len(lengths)), tiles)
+    skip = (np.arange(len(piece)) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * most
+    rows = np.stack(
+        [slots[piece], firsts[piece] + skip, np.minimum(most, lengths[piece] - skip), starts[piece] + skip], 1
+    )
+    return rows[np.argsort(-rows[:, 3], kind="stable")].astype(np.int32), most
+
+
+def _power(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def paged_pieces(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    table: torch.Tensor,
+    tiles: torch.Tensor,
+    tokens: int,
+    out: torch.Tensor,
+    scale: float,
+) -> None:
+    """Causal attention of prompt pieces over all that is held of their requests, the pieces' own keys included.
+
+    Args:
+        q: (tokens, q_heads, head_dim), the pieces one after another; heads and dimensions dense.
+        k_cache, v_cache, table: as in `paged_decode`; the keys of the pieces are stored already.
+        tiles: int32 (tiles, 4): place in `table`, first token among q's, number of tokens, position of the first.
+        tokens: of the largest tile, as from `tiles_of`.
+        out: like q, dense: written.
+    """
+    heads, dim = q.shape[1:]
+    page, kv_heads = k_cache.shape[1], k_cache.shape[2]
+    group = heads // kv_heads
+    group_pad = _power(group)
+    rows = max(16, tokens * group_pad)
+    pad = _power(dim)
+    _piece_kernel[(len(tiles), kv_heads)](
+        q, k_cache, v_cache, table, tiles, out, scale * LOG2E, q.stride(0), k_cache.stride(0), k_cache.stride(1),
+        k_cache.stride(2), v_cache.stride(0), v_cache.stride(1), v_cache.stride(2), table.stride(0), HEADS=heads,
+        GROUP=group, GROUP_PAD=group_pad, DIM=dim, DIM_PAD=pad, PAGE=page, ROWS=rows, BLOCK=PIECE_KEYS,
+        num_warps=8 if rows >= 128 else 4, num_stages=3,
+    )  # fmt: skip

@@ -1,0 +1,186 @@
+"""The next token of each row, as Triton kernels: the likeliest, or a draw that depends on seed and position alone.
+
+A draw is the largest of logits / temperature plus Gumbel noise. The noise of a token comes from Philox, keyed by the
+row's seed and counted by (token, position), so neither the batch's size nor a row's place in it changes what comes out.
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+CHUNK = 4096  # logits a program of the first pass reads
+SCAN = 8192
+
+
+@triton.jit
+def _ordered(bits):
+    """Whole numbers in the order of the 16-bit floats that they are the bits of."""
+    return tl.where(bits < 0, (~bits) ^ -32768, bits).to(tl.int32)
+
+
+@triton.jit
+def _threshold_kernel(
+    logits, bits, temperature, top_k, top_p, thresholds, VOCAB: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Smallest logit that top-k and top-p let through: a binary search over the 65,536 values a logit can have."""
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.load(top_k + row)
+    p = tl.load(top_p + row)
+    warm = tl.load(temperature + row)
+    i = tl.arange(0, BLOCK)
+    lowest = -32768
+    threshold = lowest
+    if (warm > 0.0) & ((k > 0) & (k < VOCAB)):
+        low, high = lowest, 32767  # the largest value that at least k logits reach
+        while low < high:
+            middle = (low + high + 1) >> 1
+            count = tl.zeros([BLOCK], tl.int32)
+            for start in range(0, VOCAB, BLOCK):
+                x = _ordered(tl.load(bits + row * VOCAB + start + i, mask=start + i < VOCAB, other=-1))
+                count += ((x >= middle) & (start + i < VOCAB)).to(tl.int32)
+            if tl.sum(count, 0) >= k:
+                low = middle
+            else:
+                high = middle - 1
+        threshold = low
+    if (warm > 0.0) & (p < 1.0):
+        highest = tl.full([BLOCK], -float("inf"), tl.float32)
+        for start in range(0, VOCAB, BLOCK):
+            x = tl.load(logits + row * VOCAB + start + i, mask=start + i < VOCAB, other=-float("inf"))
+            highest = tl.maximum(highest, x.to(tl.float32))
+        top = tl.max(highest, 0)
+        low, high = threshold, 32767  # the largest value that holds at least p of the mass above the threshold
+        whole = 0.0
+        first = True
+        while first | (low < high):
+            middle = (low + high + 1) >> 1
+            if first:
+                middle = low
+            mass = tl.zeros([BLOCK], tl.float32)
+            for start in range(0, VOCAB, BLOCK):
+                here = start + i < VOCAB
+                x = _ordered(tl.load(bits + row * VOCAB + start + i, mask=here, other=-1))
+                value = tl.load(logits + row * VOCAB + start + i, mask=here, other=-float("inf")).to(tl.float32)
+                mass += tl.where((x >= middle) & here, tl.exp((value - top) / warm), 0.0)
+            held = tl.sum(mass, 0)
+            if first:
+                whole = held
+            elif held >= p * whole:
+                low = middle
+            else:
+                high = middle - 1
+            first = False
+        threshold = low
+    tl.store(thresholds + row, threshold)
+
+
+@triton.jit
+def _best_kernel(
+    logits, bits, temperature, seeds, positions, thresholds, best, best_at,
+    VOCAB: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr, FILTER: tl.constexpr,
+):  # fmt: skip
+    row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    warm = tl.load(temperature + row)
+    QUARTER: tl.constexpr = BLOCK // 4
+    i = tl.arange(0, QUARTER)
+    if warm > 0.0:
+        seed = tl.load(seeds + row)
+        counter = (chunk * QUARTER + i).to(tl.uint32)
+        zero = counter * 0
+        position = zero + tl.load(positions + row).to(tl.uint32)
+        n0, n1, n2, n3 = tl.philox(seed, counter, position, zero, zero)
+        top, at = -float("inf"), 0
+        for quarter in tl.static_range(4):
+            token = chunk * BLOCK + quarter * QUARTER + i
+            here = token < VOCAB
+            if quarter == 0:
+                noise = n0
+            elif quarter == 1:
+                noise = n1
+            elif quarter == 2:
+                noise = n2
+            else:
+                noise = n3
+            uniform = ((noise >> 8).to(tl.float32) + 0.5) * (1.0 / 16777216.0)
+            value = tl.load(logits + row * VOCAB + token, mask=here, other=-float("inf")).to(tl.float32) / warm
+            value = value - tl.log(-tl.log(uniform))
+            if FILTER:
+                x = _ordered(tl.load(bits + row * VOCAB + token, mask=here, other=-1))
+                value = tl.where(x >= tl.load(thresholds + row), value, -float("inf"))
+            value = tl.where(here, value, -float("inf"))
+            best_here, best_place = tl.max(value, 0, return_indices=True)
+            if best_here > top:
+                top, at = best_here, chunk * BLOCK + quarter * QUARTER + best_place
+        tl.store(best + row * CHUNKS + chunk, top)
+        tl.store(best_at + row * CHUNKS + chunk, at)
+    else:
+        every = chunk * BLOCK + tl.arange(0, BLOCK)
+        logit = tl.load(logits + row * VOCAB + every, mask=every < VOCAB, other=-float("inf")).to(tl.float32)
+        likeliest, place = tl.max(logit, 0, return_indices=True)
+        tl.store(best + row * CHUNKS + chunk, likeliest)
+        tl.store(best_at + row * CHUNKS + chunk, chunk * BLOCK + place)
+
+
+@triton.jit
+def _pick_kernel(best, best_at, slots, tokens, last_token, CHUNKS: tl.constexpr, PAD: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, PAD)
+    value = tl.load(best + row * CHUNKS + c, mask=c < CHUNKS, other=-float("inf"))
+    at = tl.load(best_at + row * CHUNKS + c, mask=c < CHUNKS, other=2147483647)
+    token = tl.min(tl.where(value == tl.max(value, 0), at, 2147483647), 0)
+    tl.store(tokens + row, token)
+    tl.store(last_token + tl.load(slots + row), token)
+
+
+def sample(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    last_token: torch.Tensor,
+    *,
+    filtered: bool,
+) -> torch.Tensor:
+    """The next token of each row; also left in `last_token[slots]`.
+
+    Args:
+        logits: (rows, vocabulary) bfloat16 or float16, dense.
+        temperature: float32 (rows,): 0 takes the likeliest, the lowest number among equals.
+        top_k: int32 (rows,): 0 for all. Tokens as likely as the last one let in come in too, here and in top_p.
+        top_p: float32 (rows,): least mass of what is kept, among what top_k keeps; 1 for all.
+        seeds: int64 (rows,).
+        positions: int32 (rows,): of the token before the one to come.
+        slots: int32 (rows,).
+        last_token: int32 (slots,).
+        filtered: look at top_k and top_p.
+
+    Returns:
+        int32 (rows,).
+    """
+    rows, vocab = logits.shape
+    chunks = triton.cdiv(vocab, CHUNK)
+    best = torch.empty(rows, chunks, dtype=torch.float32, device=logits.device)
+    best_at = torch.empty(rows, chunks, dtype=torch.int32, device=logits.device)
+    tokens = torch.empty(rows, dtype=torch.int32, device=logits.device)
+    thresholds, bits = tokens, tokens
+    if filtered:
+        bits = logits.view(torch.int16)
+        thresholds = torch.empty(rows, dtype=torch.int32, device=logits.device)
+        _threshold_kernel[(rows,)](
+            logits, bits, temperature, top_k, top_p, thresholds, VOCAB=vocab, BLOCK=SCAN, num_warps=8
+        )
+    _best_kernel[(rows, chunks)](
+        logits, bits, temperature, seeds, positions, thresholds, best, best_at,
+        VOCAB=vocab, CHUNKS=chunks, BLOCK=CHUNK, FILTER=filtered, num_warps=4,
+    )  # fmt: skip
+    _pick_kernel[(rows,)](
+        best, best_at, slots, tokens, last_token, CHUNKS=chunks, PAD=triton.next_power_of_2(chunks), num_warps=1
+    )
+    return tokens
