@@ -1,0 +1,125 @@
+"""What stands between the matrix products of a decoder: an interface, and its reference in plain torch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from dispatchgym.serving.executor.inputs import StepInputs
+from dispatchgym.serving.executor.sampling import Draws, draw
+
+
+class Rope(NamedTuple):
+    """How a layer turns queries and keys.
+
+    `angles`: float32 (positions, head_dim), cosines of the pairs, then sines. `q_norm`, `k_norm`: (head_dim,), RMSNorm
+    of each head before it is turned, None without.
+    """
+
+    angles: torch.Tensor
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    eps: float
+
+
+class Ops(Protocol):
+    """Operations on a step of T tokens. Caches of a layer are (blocks, block_tokens, kv_heads, head_dim)."""
+
+    def embed(self, step: StepInputs, newest: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Rows of `weight` for the step's tokens, (T, hidden); -1 stands for the newest of its slot, in `newest`."""
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """RMSNorm of `residual + x`, all (T, hidden); the sum stays in `residual`. Without one, of x alone."""
+
+    def rope_store(
+        self, qkv: torch.Tensor, rope: Rope, k_cache: torch.Tensor, v_cache: torch.Tensor, step: StepInputs
+    ) -> torch.Tensor:
+        """Turned queries (T, heads, head_dim) of packed qkv (T, (heads + 2 kv_heads) * head_dim), which may be
+        overwritten; turned keys and the values go to their places in the caches."""
+
+    def attend(self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, step: StepInputs) -> torch.Tensor:
+        """Causal attention of each token over its request's text up to itself, (T, heads * head_dim); the step's own
+        keys and values are stored already, and its rows may read each other's blocks."""
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """silu(first half) * second half: (T, 2 width) -> (T, width)."""
+
+    def sample(self, logits: torch.Tensor, draws: Draws) -> torch.Tensor:
+        """The next token of each row of logits (picks, vocabulary), whole numbers of shape (picks,)."""
+
+
+class TorchOps:
+    """Plain torch, for any device and dtype: SDPA on gathered blocks. The CPU's path, and the kernels' judge."""
+
+    def embed(self, step: StepInputs, newest: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.embedding(torch.where(step.ids < 0, newest[step.slots.long()], step.ids), weight)
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        if residual is not None:
+            x = residual.add_(x)
+        return _rms_norm(x, weight, eps)
+
+    def rope_store(
+        self, qkv: torch.Tensor, rope: Rope, k_cache: torch.Tensor, v_cache: torch.Tensor, step: StepInputs
+    ) -> torch.Tensor:
+        size, kv_heads, dim = k_cache.shape[1:]
+        heads = qkv.shape[1] // dim - 2 * kv_heads
+        q, k, v = qkv.view(len(qkv), -1, dim).split([heads, kv_heads, kv_heads], 1)
+        if rope.q_norm is not None and rope.k_norm is not None:
+            q, k = _rms_norm(q, rope.q_norm, rope.eps), _rms_norm(k, rope.k_norm, rope.eps)
+        cos, sin = rope.angles[step.positions][:, None].to(torch.float32).chunk(2, -1)
+        block = step.table[step.slots.long(), (step.positions // size).long()].long()
+        place = (step.positions % size).long()
+        k_cache[block, place] = _turn(k, cos, sin)
+        v_cache[block, place] = v
+        return _turn(q, cos, sin)
+
+    def attend(self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, step: StepInputs) -> torch.Tensor:
+        host, size = step.host, k_cache.shape[1]
+        out = torch.empty_like(q)
+        singles = host.singles
+        if singles:
+            longest = int(host.start[:singles].max()) + 1
+            slots, positions = step.slots[:singles].long(), step.positions[:singles]
+            blocks = step.table[slots, : -(-longest // size)].long()
+            seen = torch.arange(blocks.shape[1] * size, device=q.device) <= positions[:, None]
+            k, v = (cache[blocks].flatten(1, 2).transpose(1, 2) for cache in (k_cache, v_cache))
+            found = F.scaled_dot_product_attention(
+                q[:singles, :, None], k, v, attn_mask=seen[:, None, None], enable_gqa=True
+            )
+            out[:singles] = found[:, :, 0]
+        first = host.first
+        for row in range(singles, len(host.slot)):
+            begin, end = int(first[row]), int(first[row + 1])
+            start = int(host.start[row])
+            total = start + end - begin
+            blocks = step.table[int(host.slot[row]), : -(-total // size)].long()
+            k, v = (cache[blocks].flatten(0, 1)[None, :total].transpose(1, 2) for cache in (k_cache, v_cache))
+            seen = torch.arange(total, device=q.device) <= step.positions[begin:end, None]
+            piece = q[begin:end].transpose(0, 1)[None]
+            found = F.scaled_dot_product_attention(piece, k, v, attn_mask=seen, enable_gqa=True)
+            out[begin:end] = found[0].transpose(0, 1)
+        return out.flatten(1)
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate) * up
+
+    def sample(self, logits: torch.Tensor, draws: Draws) -> torch.Tensor:
+        return draw(logits, draws)
+
+
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    a, b = x.float().chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)

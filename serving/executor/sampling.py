@@ -1,0 +1,149 @@
+"""How a request picks its next token: the likeliest, or a draw that depends on its seed and the position alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dispatchgym.envs.api import UsageError
+
+NOISE_BLOCK = 4096
+"""Tokens of the vocabulary whose noise comes from one run of counters; four of them share a counter."""
+
+MOST_LOGPROBS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """What a client asks for.
+
+    Attributes:
+        max_new: most output tokens.
+        temperature: 0 takes the likeliest token.
+        top_k: draw among so many of the likeliest, 0 for all.
+        top_p: draw among the likeliest that hold this share of the probability.
+        seed: the same seed and text give the same draws, whatever else is in the batch.
+        stop: token ids that end the output, which keeps them.
+        ignore_eos: the model's own end-of-text tokens do not end the output.
+        logprobs: for how many of the likeliest tokens log-probabilities are kept, beside that of the chosen one;
+            -1 keeps none at all.
+    """
+
+    max_new: int
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int = -1
+
+    def __post_init__(self) -> None:
+        if self.max_new < 1:
+            raise UsageError(f"sampling: max_new {self.max_new} is below 1")
+        if not 0 <= self.temperature <= 100:
+            raise UsageError(f"sampling: temperature {self.temperature} is outside 0..100")
+        if not 0 <= self.top_k < 2**31:
+            raise UsageError(f"sampling: top_k {self.top_k} is outside 0..{2**31 - 1}; 0 draws among all tokens")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"sampling: top_p {self.top_p} is outside 0..1, 0 left out")
+        if not -(2**63) <= self.seed < 2**63:
+            raise UsageError(f"sampling: seed {self.seed} does not fit into 64 bits")
+        if any(not 0 <= token < 2**31 for token in self.stop):
+            raise UsageError(f"sampling: stop {self.stop} holds what is no token id")
+        if not -1 <= self.logprobs <= MOST_LOGPROBS:
+            raise UsageError(f"sampling: logprobs {self.logprobs} is outside -1..{MOST_LOGPROBS}")
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """How the rows of logits of a step are drawn from; tensors on the device.
+
+    Attributes:
+        temperature, top_p: float32, shape (rows,).
+        top_k: int32, shape (rows,).
+        seeds: int64, shape (rows,).
+        positions: int32, shape (rows,): of the token whose logits they are.
+        greedy: no row has a temperature above 0.
+        filtered: some row has a top_k or a top_p.
+    """
+
+    temperature: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    seeds: torch.Tensor
+    positions: torch.Tensor
+    greedy: bool
+    filtered: bool
+
+
+def draw(logits: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """The next token of each row, int64 (rows,), from logits (rows, vocabulary).
+
+    The largest of logits / temperature plus Gumbel noise is a draw from the softmax. Tokens as likely as the last one
+    that top_k or top_p lets in come in too.
+    """
+    wide = logits.float()
+    likeliest = wide.argmax(-1)
+    if draws.greedy:
+        return likeliest
+    warm = draws.temperature > 0
+    scaled = wide / torch.where(warm, draws.temperature, 1.0)[:, None]
+    if draws.filtered:
+        scaled = scaled.masked_fill(scaled < _threshold(scaled, draws.top_k, draws.top_p), -torch.inf)
+    noise = -torch.log(-torch.log(uniform(draws.seeds, draws.positions, logits.shape[1])))
+    return torch.where(warm, (scaled + noise).argmax(-1), likeliest)
+
+
+def _threshold(scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """Least value that is let in, shape (rows, 1): by top_k, then by top_p among what that keeps."""
+    rows, vocabulary = scaled.shape
+    falling = scaled.sort(-1, descending=True).values
+    k = torch.where((top_k > 0) & (top_k < vocabulary), top_k, vocabulary).long()
+    least = falling.gather(1, k[:, None] - 1)
+    mass = falling.masked_fill(falling < least, -torch.inf).softmax(-1).double().cumsum(-1)
+    before = torch.cat([mass.new_zeros(rows, 1), mass[:, :-1]], 1)
+    kept = (before < top_p[:, None]).sum(-1).clamp(1, vocabulary)
+    return torch.where(top_p[:, None] < 1, torch.maximum(least, falling.gather(1, kept[:, None] - 1)), least)
+
+
+def uniform(seeds: torch.Tensor, positions: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """A number inside (0, 1) for each row and token, float32 (rows, vocabulary): of the seed, position and token."""
+    token = torch.arange(vocabulary, device=seeds.device)
+    quarter = NOISE_BLOCK // 4
+    counter = token // NOISE_BLOCK * quarter + token % quarter
+    lanes = token % NOISE_BLOCK // quarter
+    distinct = counter.unique()
+    words = philox(seeds, distinct, positions)  # four of (rows, counters)
+    place = torch.searchsorted(distinct, counter)
+    chosen = torch.stack(words)[lanes, :, place].T
+    return ((chosen >> 8).float() + 0.5) * (1.0 / 16777216.0)
+
+
+def philox(seeds: torch.Tensor, counter: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Four random 32-bit words for each (row, counter), int64 (rows, counters): Philox 4x32 with 10 rounds.
+
+    Key: the row's seed. Counter: (counter, position of the row, 0, 0).
+
+    Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011.
+    """
+    low = 0xFFFFFFFF
+    shape = (len(seeds), len(counter))
+    c0 = (counter.long() & low).expand(shape)
+    c1 = (positions.long() & low)[:, None].expand(shape)
+    c2, c3 = torch.zeros_like(c0), torch.zeros_like(c0)
+    k0, k1 = (seeds & low)[:, None], ((seeds >> 32) & low)[:, None]
+    for _ in range(10):
+        high0, low0 = _product(c0, 0xD2511F53)
+        high2, low2 = _product(c2, 0xCD9E8D57)
+        c0, c1, c2, c3 = high2 ^ c1 ^ k0, low2, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
+    return c0, c1, c2, c3
+
+
+def _product(a: torch.Tensor, b: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """High and low 32 bits of the product of 32-bit numbers that are kept in int64."""
+    low_part = (a & 0xFFFF) * b
+    high_part = (a >> 16) * b + (low_part >> 16)
+    return high_part >> 16, ((high_part & 0xFFFF) << 16) | (low_part & 0xFFFF)

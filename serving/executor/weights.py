@@ -1,0 +1,173 @@
+"""Weights of a decoder, fused as the executor runs them: from a Hugging Face directory, or random."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from dispatchgym.envs.api import InvalidInstanceError, UsageError
+from dispatchgym.serving.executor.spec import ModelSpec
+
+
+class Linear(NamedTuple):
+    """y = x weight^T + bias."""
+
+    weight: torch.Tensor  # (out, in)
+    bias: torch.Tensor | None  # (out,)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One layer.
+
+    Attributes:
+        attention_norm, mlp_norm: (hidden,).
+        qkv: queries, keys and values one below the other, out = (heads + 2 kv_heads) * head_dim.
+        q_norm, k_norm: (head_dim,), where the model has them.
+        out: back from the heads.
+        gate_up: gate above up, out = 2 mlp.
+        down: back from the MLP.
+    """
+
+    attention_norm: torch.Tensor
+    qkv: Linear
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    out: Linear
+    mlp_norm: torch.Tensor
+    gate_up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """All of a decoder. `embedding`, `head`: (vocabulary, hidden), the same tensor where they are tied."""
+
+    embedding: torch.Tensor
+    layers: tuple[LayerWeights, ...]
+    norm: torch.Tensor
+    head: torch.Tensor
+
+
+Source = Callable[[str, tuple[int, ...]], torch.Tensor | None]
+"""Tensor of a name and shape, None where there is none."""
+
+
+def load_weights(folder: Path, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Weights:
+    """Weights from the folder's safetensors files, shard by shard.
+
+    Raises:
+        UsageError: there are none, or a shard that the index names is missing.
+        InvalidInstanceError: a tensor is missing or of another shape than config.json says; a damaged file.
+    """
+    checkpoint = _Checkpoint(folder, device, dtype)
+    return _assemble(spec, checkpoint.tensor, f"model {folder}")
+
+
+def random_weights(spec: ModelSpec, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Weights:
+    """Normal weights of deviation 0.02, norms of 1, built on the device: for measuring, where any weights will do."""
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor | None:
+        if name.endswith("norm.weight"):
+            return torch.ones(shape, dtype=dtype, device=device) if spec.qk_norm or "self_attn" not in name else None
+        if name.endswith("bias"):
+            return None
+        return torch.empty(shape, dtype=dtype, device=device).normal_(0.0, 0.02, generator=generator)
+
+    return _assemble(spec, tensor, f"model {spec.name}")
+
+
+def _assemble(spec: ModelSpec, source: Source, model: str) -> Weights:
+    def needed(name: str, *shape: int) -> torch.Tensor:
+        found = source(name, shape)
+        if found is None:
+            raise InvalidInstanceError(f"{model}: tensor {name} is missing; the checkpoint is not complete")
+        return found
+
+    def fused(prefix: str, parts: dict[str, int], width: int) -> Linear:
+        names = [f"{prefix}.{part}_proj" for part in parts]
+        weights = [needed(f"{name}.weight", out, width) for name, out in zip(names, parts.values(), strict=True)]
+        biases = [source(f"{name}.bias", (out,)) for name, out in zip(names, parts.values(), strict=True)]
+        given = [bias for bias in biases if bias is not None]
+        if given and len(given) < len(biases):
+            raise InvalidInstanceError(f"{model}: {prefix} has biases for some of {', '.join(parts)} only")
+        if len(weights) == 1:
+            return Linear(weights[0], given[0] if given else None)
+        return Linear(torch.cat(weights), torch.cat(given) if given else None)
+
+    h, d = spec.hidden, spec.head_dim
+    q, kv = spec.heads * d, spec.kv_heads * d
+    layers = []
+    for i in range(spec.layers):
+        at, mlp = f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"
+        layers.append(
+            LayerWeights(
+                attention_norm=needed(f"model.layers.{i}.input_layernorm.weight", h),
+                qkv=fused(at, {"q": q, "k": kv, "v": kv}, h),
+                q_norm=needed(f"{at}.q_norm.weight", d) if spec.qk_norm else None,
+                k_norm=needed(f"{at}.k_norm.weight", d) if spec.qk_norm else None,
+                out=fused(at, {"o": h}, q),
+                mlp_norm=needed(f"model.layers.{i}.post_attention_layernorm.weight", h),
+                gate_up=fused(mlp, {"gate": spec.mlp, "up": spec.mlp}, h),
+                down=fused(mlp, {"down": h}, spec.mlp),
+            )
+        )
+    embedding = needed("model.embed_tokens.weight", spec.vocabulary, h)
+    head = embedding if spec.tied else needed("lm_head.weight", spec.vocabulary, h)
+    return Weights(embedding, tuple(layers), needed("model.norm.weight", h), head)
+
+
+class _Checkpoint:
+    """The safetensors files of a directory."""
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+        self.folder = folder
+        self.device = device
+        self.dtype = dtype
+        self._file_of = self._index()
+
+    def _index(self) -> dict[str, Path]:
+        index = self.folder / "model.safetensors.index.json"
+        if index.is_file():
+            try:
+                names: dict[str, str] = json.loads(index.read_text())["weight_map"]
+                where = {tensor: self.folder / Path(file).name for tensor, file in names.items()}
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise InvalidInstanceError(f"model {self.folder}: {index.name}: {error}") from None
+            if missing := sorted({file.name for file in where.values() if not file.is_file()}):
+                raise UsageError(f"model {self.folder}: shard {missing[0]} is missing; download the checkpoint again")
+            return where
+        single = self.folder / "model.safetensors"
+        if not single.is_file():
+            others = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in self.folder.glob(pattern))
+            why = f"; {others[0]} is a pickle, which is not read: convert it to safetensors" if others else ""
+            raise UsageError(f"model {self.folder}: there is no model.safetensors{why}")
+        with self._open(single) as file:
+            return dict.fromkeys(file.keys(), single)
+
+    def _open(self, file: Path) -> safe_open:
+        try:
+            return safe_open(file, framework="pt", device=str(self.device))
+        except (SafetensorError, OSError) as error:
+            raise InvalidInstanceError(f"model {self.folder}: {file.name}: {error}") from None
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor | None:
+        if name not in self._file_of:
+            return None
+        try:
+            with self._open(self._file_of[name]) as file:
+                found: torch.Tensor = file.get_tensor(name)
+        except SafetensorError as error:
+            raise InvalidInstanceError(f"model {self.folder}: {self._file_of[name].name}: {error}") from None
+        if tuple(found.shape) != shape:
+            raise InvalidInstanceError(
+                f"model {self.folder}: {name} has shape {tuple(found.shape)}, config.json says {shape}"
+            )
+        return found.to(self.dtype)
