@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 int64: Any = np.int64  # in kernels: a number of this width, which type checkers take for any number

@@ -1,0 +1,103 @@
+"""A scheduler that plans a step choice by choice: by the linear merit alone, or by a network that scores the choices.
+
+It sees what every scheduler sees, a view, and so runs in a simulation, in an evaluation and in a live server alike.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dispatchgym.agents.runtime import OneGraph, Runtime
+from dispatchgym.envs.llm.batch import ChoicesConfig
+from dispatchgym.envs.llm.choices import Choices, list_choices, look, new_choices, plan_by_merit, take
+from dispatchgym.envs.llm.graph import RUN, WAIT
+from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan
+from dispatchgym.envs.llm.sight import Sight, new_sight, see
+from dispatchgym.envs.llm.turns import WAIT_STEPS, hold_of_plan
+
+FIRST_ROOM = 512
+_NOTHING = -1
+
+
+class ChoicePolicy:
+    """Plans as `LLMEngine-v0` does: one choice after the other until RUN or WAIT.
+
+    With a network, the choices of a step are scored together: those above RUN are granted in order of their scores,
+    as long as they fit. Where RUN was no choice, because nothing was planned yet, they are scored once more after the
+    first. `fresh` scores anew after every choice instead, as in training.
+
+    Args:
+        runtime: the network; None for the merit alone.
+        config: how choices are listed.
+        name: what results call it.
+        fresh: see above.
+    """
+
+    oracle = False
+
+    def __init__(
+        self, runtime: Runtime | None = None, config: ChoicesConfig | None = None, name: str = "merit",
+        *, fresh: bool = False,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self.config = config or ChoicesConfig()
+        self.fresh = fresh
+        self._runtime = runtime
+        self._choices = new_choices(self.config.most, self.config.weights)
+        self._sight = new_sight(FIRST_ROOM, self.config.most)
+
+    def reset(self, spec: EngineSpec, seed: int) -> None:
+        """A new run begins."""
+        self._spec = spec
+
+    def decide(self, view: EngineView) -> Plan:
+        """The next step."""
+        self._sight = sight = see(self._sight, view, self._spec)
+        kind = plan_by_merit(sight, self._choices) if self._runtime is None else self._scored(sight, self._runtime)
+        h: Any = sight.head[0]
+        if kind == WAIT:
+            return Plan(wait_until_s=view.now_s + WAIT_STEPS * float(h["unit_s"]))
+        grants = np.empty((int(h["grants"]), 2), np.int64)
+        grants[:, 0] = sight.grant[: len(grants)]
+        grants[:, 1] = sight.tokens[: len(grants)]
+        out = [(int(r), "recompute") for r in sight.out[: int(h["preempted"])]]
+        return Plan(grants=grants, preempt=out, hold_steps=int(hold_of_plan(sight)))
+
+    def _scored(self, sight: Sight, runtime: Runtime) -> int:
+        choices, known = self._choices, dict[tuple[int, int, bool], float]()
+        look(sight)
+        while True:
+            list_choices(sight, choices)
+            count = int(choices.count[0])
+            if count == 0:
+                return _NOTHING
+            at = 0
+            if count > 1:
+                keys = _keys(choices, count)
+                if self.fresh or not known or (keys[-1] not in known and choices.kind[count - 1] in (RUN, WAIT)):
+                    known = dict(zip(keys, runtime.one(_graph(choices, count)).tolist(), strict=True))
+                at = int(np.argmax([known.get(key, -np.inf) for key in keys]))
+            kind = int(take(sight, choices, at))
+            if kind in (RUN, WAIT):
+                return kind
+
+
+def _keys(choices: Choices, count: int) -> list[tuple[int, int, bool]]:
+    """What a choice is, whatever is planned: kind, request, whether it makes others late."""
+    stretch = choices.row[:count, 5] > 0
+    return list(zip(choices.kind[:count].tolist(), choices.who[:count].tolist(), stretch.tolist(), strict=True))
+
+
+def _graph(choices: Choices, count: int) -> OneGraph:
+    prefixes = int(choices.count[1])
+    return OneGraph(
+        {
+            "request": choices.row[:count],
+            "prefix": choices.prefix_row[:prefixes],
+            "engine": choices.engine[None],
+        },
+        {"prefix": choices.prefix[:count]},
+        np.arange(count),
+    )

@@ -1,0 +1,114 @@
+"""Graph observations of an engine at work: what the nodes and columns are, and the linear rule over them.
+
+A decision is one addition to the plan of the next step, or RUN, which makes the step. Each legal one is a `request`
+node: "admit" lets a waiting request in with a piece of its prompt, "read" goes on with the prompt of a running one,
+"preempt" takes a running one's blocks away; RUN and WAIT are nodes of the same type that stand for no request.
+Times are logarithms of step times: `log(1 + s / u)`, where u is the shortest step that the engine can make.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dispatchgym.envs.api import Feature, GraphSpec, Link, NodeType
+
+KINDS = ("admit", "read", "preempt", "run", "wait")
+ADMIT, READ, PREEMPT, RUN, WAIT = range(len(KINDS))
+
+_FLAG = "0 or 1"
+_SHARE = "share"
+_STEPS = "log steps"
+
+_ENGINE = (
+    Feature("decodes", "log requests / 6", 0, 2, "requests that decode in the plan"),
+    Feature("planned", _SHARE, 0, 1, "of the step's tokens that are planned"),
+    Feature("step", _STEPS, 0, 20, "expected time of the step as planned"),
+    Feature("tight", _SHARE, 0, 1, "of the time until the first decoding request is late, what the plan takes"),
+    Feature("late", _SHARE, 0, 1, "of the decoding requests that are late whatever the step does"),
+    Feature("kv", _SHARE, 0, 1, "of the pool in use"),
+    Feature("peak", _SHARE, 0, 4, "of the pool, expected peak of those who run"),
+    Feature("queue", "log requests / 6", 0, 3, "who wait"),
+    Feature("places", _SHARE, 0, 1, "of the engine's places that are free"),
+    Feature("hopeful", _SHARE, 0, 1, "of the listed who wait that can still meet their bound"),
+)
+_REQUEST = (
+    *(Feature(kind, _FLAG, 0, 1, "what it is") for kind in KINDS),
+    Feature("stretch", _FLAG, 0, 1, "its piece makes a decoding request late that would not be"),
+    Feature("ends", _FLAG, 0, 1, "its piece is the rest of its prompt"),
+    Feature("piece", _SHARE, 0, 1, "of the step's tokens, its piece"),
+    Feature("adds", _STEPS, 0, 20, "time that it adds to the step"),
+    Feature("work", _STEPS, 0, 20, "time to read the rest of its prompt"),
+    Feature("bound", _FLAG, 0, 1, "it has a bound on its first token, which is not out"),
+    Feature("hopeless", _FLAG, 0, 1, "it can meet its bounds no more"),
+    Feature("slack", _SHARE, -1, 1, "of its bound, what is left once its prompt is read"),
+    Feature("left", _STEPS, 0, 20, "the same as a time, 0 if there is none"),
+    Feature("urgent", _FLAG, 0, 1, "less is left than eight steps, and it has a bound"),
+    Feature("waited", _STEPS, 0, 20, "time since it came"),
+    Feature("outwaited", _SHARE, 0, 4, "the same as a share of its bound"),
+    Feature("started", _FLAG, 0, 1, "it has put out tokens"),
+    Feature("blocks", _SHARE, 0, 2, "of the free blocks, what its known tokens need"),
+    Feature("peak_with", _SHARE, 0, 4, "of the pool, expected peak of those who run and this one"),
+    Feature("overflow", _SHARE, 0, 1, "by which that is above nine tenths"),
+    Feature("cached", _SHARE, 0, 1, "of its known tokens that the prefix cache spares"),
+    Feature("output", "log tokens / 8", 0, 3, "that are expected of it, given those out and the engine's past"),
+    Feature("known", "log tokens / 10", 0, 3, "whose text is known"),
+    Feature("most", "log tokens / 8", 0, 3, "that it may still put out"),
+    Feature("rank", _SHARE, 0, 1, "of its priority among those there, 0 for the most important"),
+    Feature("tenant", _SHARE, 0, 1, "of the running requests that are its tenant's"),
+    Feature("siblings", "log requests / 6", 0, 3, "of its session or program that wait"),
+    Feature("sibling_reads", _FLAG, 0, 1, "one of them is reading"),
+    Feature("preemptions", "of 8", 0, 1, "times that it lost its place"),
+    *_ENGINE,
+    Feature("merit", "logit", -1e4, 1e4, "of the linear rule"),
+)
+_PREFIX = (
+    Feature("waiting", "log requests / 6", 0, 3, "listed requests of it that wait"),
+    Feature("running", "log requests / 6", 0, 3, "requests of it that run"),
+    Feature("cached", _SHARE, 0, 1, "most of a listed request's tokens that the cache spares"),
+)
+
+SPEC = GraphSpec(
+    family="llm",
+    graph="engine",
+    version=0,
+    nodes=(NodeType("request", _REQUEST), NodeType("prefix", _PREFIX), NodeType("engine", _ENGINE)),
+    links=(Link("prefix", "request", "prefix"),),
+    candidate="request",
+    context="engine",
+)
+"""A node a choice, hubs for what requests have in common, and the engine."""
+
+SPECS = {SPEC.graph: SPEC}
+COLUMNS = {feature.name: c for c, feature in enumerate(_REQUEST)}
+NUM_COLUMNS = len(_REQUEST)
+FIRST_ENGINE = COLUMNS["decodes"]
+NUM_ENGINE = len(_ENGINE)
+MERIT = NUM_COLUMNS - 1
+
+
+def table(rows: dict[str, dict[str, float]]) -> npt.NDArray[np.float64]:
+    """Weights of the merit, shape (kinds, columns but the merit): kind -> column -> weight, 0 where none is named."""
+    weights: npt.NDArray[Any] = np.zeros((len(KINDS), NUM_COLUMNS - 1))
+    for kind, row in rows.items():
+        for column, weight in row.items():
+            weights[KINDS.index(kind), COLUMNS[column]] = weight
+    return weights
+
+
+_ASKED = {
+    "stretch": -6.0, "hopeless": -4.0, "work": -0.5, "left": -0.2, "urgent": 0.3, "started": 1.0,
+    "overflow": -8.0, "cached": 0.5,
+}  # fmt: skip
+WEIGHTS = table(
+    {
+        "admit": {"admit": 2.5, **_ASKED},
+        "read": {"read": 3.5, **_ASKED},
+        "preempt": {"preempt": -20.0},
+        "run": {"run": 0.0, "tight": 0.5},
+        "wait": {"wait": -20.0},
+    }
+)
+"""Least slack and short prompts first, the hopeless last, pieces that keep the decoding in time, room for the peak."""
