@@ -1,7 +1,6 @@
 """The rows of a decoding step as one block of whole numbers: what a step sends to the device, and all it sends.
 
-Column c of a step of `width` rows lies at c * width. A row says everything about itself, so a step depends on nothing
-that an earlier one sent, but for the block table, of which only what changed is sent.
+Column c of a step of `width` rows lies at c * width. Of the block table only what has changed is sent.
 """
 
 # mypy: disable-error-code=no-any-return
@@ -17,22 +16,14 @@ from dispatchgym.envs.llm.state import int64
 I32 = npt.NDArray[np.int32]
 
 (
-    SLOT,  # row of the block table and of the last tokens
+    SLOT,  # row of the block table
     POSITION,  # of the token that the row runs
-    TOKEN,  # that it runs, -1 for what the device drew last in this slot
-    TEMPERATURE,  # bits of a float32
-    TOP_K,
-    TOP_P,  # bits of a float32
-    SEED_LOW,
-    SEED_HIGH,
-    CHANGED_SLOT,  # block table: table[slot, column] = block; slot -1 for none
-    CHANGED_COLUMN,
+    TOKEN,  # that it runs, -1 for the newest of its slot, which the device knows
+    CHANGED_SLOT,  # block table: table[slot, place] = block; slot -1 for none
+    CHANGED_PLACE,
     CHANGED_BLOCK,
     COLUMNS,
-) = range(12)
-DRAW = TEMPERATURE, TOP_K, TOP_P, SEED_LOW, SEED_HIGH
-DRAW_COLUMNS = len(DRAW)
-_DRAW_FIRST = TEMPERATURE
+) = range(7)
 
 
 @compiled
@@ -44,7 +35,7 @@ def changed_blocks(slots: I32, ends: I32, page: int, table: I32, sent: I32, chan
         ends: (rows,) tokens whose KV the row's step reads or writes.
         table: (slots, blocks) as it is.
         sent: (slots, blocks) as the device has it: updated.
-        changes: (room, 3): slot, column, block; written from `count` on. Stops where it is full: call again.
+        changes: (room, 3): slot, place, block; written from `count` on. Stops where it is full: call again.
     """
     for i in range(len(slots)):
         slot = int64(slots[i])
@@ -63,14 +54,12 @@ def changed_blocks(slots: I32, ends: I32, page: int, table: I32, sent: I32, chan
 
 @compiled
 def pack_rows(
-    slots: I32, positions: I32, tokens: I32, requests: I32, draws: I32, changes: I32, count: int,
-    width: int, dummy: int, out: I32,
-) -> None:  # fmt: skip
+    slots: I32, positions: I32, tokens: I32, changes: I32, count: int, width: int, dummy: int, out: I32
+) -> None:
     """Write a step of `width` rows, of which the last are padding, into `out`.
 
     Args:
-        slots, positions, tokens, requests: (rows,).
-        draws: (requests, DRAW_COLUMNS): how each request draws its tokens.
+        slots, positions, tokens: (rows,).
         changes, count: as from `changed_blocks`; at most `width`.
         dummy: slot of padding rows.
         out: (COLUMNS * width,).
@@ -80,13 +69,11 @@ def pack_rows(
         out[SLOT * width + i] = slots[i]
         out[POSITION * width + i] = positions[i]
         out[TOKEN * width + i] = tokens[i]
-        for c in range(DRAW_COLUMNS):
-            out[(_DRAW_FIRST + c) * width + i] = draws[requests[i], c]
     for i in range(rows, width):
         out[SLOT * width + i] = dummy
-        for c in range(POSITION, CHANGED_SLOT):
-            out[c * width + i] = 0
+        out[POSITION * width + i] = 0
+        out[TOKEN * width + i] = 0
     for i in range(width):
         out[CHANGED_SLOT * width + i] = changes[i, 0] if i < count else -1
-        out[CHANGED_COLUMN * width + i] = changes[i, 1] if i < count else 0
+        out[CHANGED_PLACE * width + i] = changes[i, 1] if i < count else 0
         out[CHANGED_BLOCK * width + i] = changes[i, 2] if i < count else 0

@@ -106,9 +106,10 @@ def paged_decode(
     table: torch.Tensor,
     slots: torch.Tensor,
     positions: torch.Tensor,
+    out: torch.Tensor,
     scale: float,
     splits: int | None = None,
-) -> torch.Tensor:
+) -> None:
     """Attention of one query token a row over its whole context, its own key included.
 
     Args:
@@ -117,15 +118,13 @@ def paged_decode(
         table: int32 (slots, blocks): block numbers.
         slots: int32 (rows,): each row's place in `table`.
         positions: int32 (rows,): of the query token, whose key is stored already.
-
-    Returns:
-        (rows, q_heads, head_dim) in q's dtype.
+        out: like q, dense: written.
+        splits: pieces of each row's context, a power of two; as many as fill the GPU if None.
     """
     rows, heads, dim = q.shape
     page, kv_heads = k_cache.shape[1], k_cache.shape[2]
     group = heads // kv_heads
     splits = splits_for(rows, kv_heads) if splits is None else splits
-    out = torch.empty(rows, heads, dim, dtype=q.dtype, device=q.device)
     pad = _power(dim)
     partial = stats = out
     if splits > 1:
@@ -139,7 +138,6 @@ def paged_decode(
     )  # fmt: skip
     if splits > 1:
         _combine_kernel[(rows * heads,)](partial, stats, out, DIM=dim, DIM_PAD=pad, SPLITS=splits, num_warps=2)
-    return out
 
 
 @triton.jit

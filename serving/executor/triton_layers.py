@@ -10,6 +10,46 @@ import triton.language as tl
 
 
 @triton.jit
+def _change_table_kernel(changes, table, pitch, table_row, count, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    slot = tl.load(changes + i, mask=i < count, other=-1)
+    real = slot >= 0
+    column = tl.load(changes + pitch + i, mask=real, other=0)
+    block = tl.load(changes + 2 * pitch + i, mask=real, other=0)
+    tl.store(table + slot.to(tl.int64) * table_row + column, block, mask=real)
+
+
+def change_table(changes: torch.Tensor, table: torch.Tensor) -> None:
+    """table[slot, column] = block for every column (slot, column, block) of `changes`, int32 (3, n); slot -1: none."""
+    count = changes.shape[1]
+    _change_table_kernel[(triton.cdiv(count, 256),)](
+        changes, table, changes.stride(0), table.stride(0), count, BLOCK=256, num_warps=2
+    )
+
+
+@triton.jit
+def _embed_kernel(tokens, slots, newest, weight, out, DIM: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    token = tl.load(tokens + row)
+    if token < 0:
+        token = tl.load(newest + tl.load(slots + row))
+    value = tl.load(weight + token.to(tl.int64) * DIM + d, mask=d < DIM)
+    tl.store(out + row * DIM + d, value, mask=d < DIM)
+
+
+def embed(tokens: torch.Tensor, slots: torch.Tensor, newest: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """(tokens, hidden): the row of `weight` of each token, or, where that is -1, of the newest of its slot."""
+    dim = weight.shape[1]
+    out = torch.empty(len(tokens), dim, dtype=weight.dtype, device=weight.device)
+    block = min(1024, triton.next_power_of_2(dim))
+    _embed_kernel[(len(tokens), triton.cdiv(dim, block))](
+        tokens, slots, newest, weight, out, DIM=dim, BLOCK=block, num_warps=2
+    )
+    return out
+
+
+@triton.jit
 def _add_norm_kernel(
     x, residual, weight, out, eps, DIM: tl.constexpr, PAD: tl.constexpr, ADD: tl.constexpr
 ):  # fmt: skip

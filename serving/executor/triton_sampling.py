@@ -12,7 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-CHUNK = 4096  # logits a program of the first pass reads
+from dispatchgym.serving.executor.sampling import NOISE_BLOCK, Draws
+
 SCAN = 8192
 
 
@@ -24,13 +25,15 @@ def _ordered(bits):
 
 @triton.jit
 def _threshold_kernel(
-    logits, bits, temperature, top_k, top_p, thresholds, VOCAB: tl.constexpr, BLOCK: tl.constexpr
+    logits, bits, temperature, top_k, top_p, slots, thresholds,
+    VOCAB: tl.constexpr, BLOCK: tl.constexpr, BY_SLOT: tl.constexpr,
 ):  # fmt: skip
     """Smallest logit that top-k and top-p let through: a binary search over the 65,536 values a logit can have."""
     row = tl.program_id(0).to(tl.int64)
-    k = tl.load(top_k + row)
-    p = tl.load(top_p + row)
-    warm = tl.load(temperature + row)
+    who = tl.load(slots + row) if BY_SLOT else row
+    k = tl.load(top_k + who)
+    p = tl.load(top_p + who)
+    warm = tl.load(temperature + who)
     i = tl.arange(0, BLOCK)
     lowest = -32768
     threshold = lowest
@@ -80,15 +83,16 @@ def _threshold_kernel(
 
 @triton.jit
 def _best_kernel(
-    logits, bits, temperature, seeds, positions, thresholds, best, best_at,
-    VOCAB: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr, FILTER: tl.constexpr,
+    logits, bits, temperature, seeds, positions, slots, thresholds, best, best_at,
+    VOCAB: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr, FILTER: tl.constexpr, BY_SLOT: tl.constexpr,
 ):  # fmt: skip
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    warm = tl.load(temperature + row)
+    who = tl.load(slots + row) if BY_SLOT else row
+    warm = tl.load(temperature + who)
     QUARTER: tl.constexpr = BLOCK // 4
     i = tl.arange(0, QUARTER)
     if warm > 0.0:
-        seed = tl.load(seeds + row)
+        seed = tl.load(seeds + who)
         counter = (chunk * QUARTER + i).to(tl.uint32)
         zero = counter * 0
         position = zero + tl.load(positions + row).to(tl.uint32)
@@ -126,61 +130,51 @@ def _best_kernel(
 
 
 @triton.jit
-def _pick_kernel(best, best_at, slots, tokens, last_token, CHUNKS: tl.constexpr, PAD: tl.constexpr):
+def _pick_kernel(
+    best, best_at, slots, tokens, newest, CHUNKS: tl.constexpr, PAD: tl.constexpr, BY_SLOT: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, PAD)
     value = tl.load(best + row * CHUNKS + c, mask=c < CHUNKS, other=-float("inf"))
     at = tl.load(best_at + row * CHUNKS + c, mask=c < CHUNKS, other=2147483647)
     token = tl.min(tl.where(value == tl.max(value, 0), at, 2147483647), 0)
     tl.store(tokens + row, token)
-    tl.store(last_token + tl.load(slots + row), token)
+    if BY_SLOT:
+        tl.store(newest + tl.load(slots + row), token)
 
 
 def sample(
-    logits: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    seeds: torch.Tensor,
-    positions: torch.Tensor,
-    slots: torch.Tensor,
-    last_token: torch.Tensor,
-    *,
-    filtered: bool,
+    logits: torch.Tensor, draws: Draws, slots: torch.Tensor | None = None, newest: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The next token of each row; also left in `last_token[slots]`.
+    """The next token of each row, int32 (rows,), as `sampling.draw` finds it; of equal logits the lowest wins.
 
     Args:
-        logits: (rows, vocabulary) bfloat16 or float16, dense.
-        temperature: float32 (rows,): 0 takes the likeliest, the lowest number among equals.
-        top_k: int32 (rows,): 0 for all. Tokens as likely as the last one let in come in too, here and in top_p.
-        top_p: float32 (rows,): least mass of what is kept, among what top_k keeps; 1 for all.
-        seeds: int64 (rows,).
-        positions: int32 (rows,): of the token before the one to come.
+        logits: (rows, vocabulary) in 16 bits, dense.
+        draws: of each row; with `slots`, but for the positions, of each slot.
         slots: int32 (rows,).
-        last_token: int32 (slots,).
-        filtered: look at top_k and top_p.
-
-    Returns:
-        int32 (rows,).
+        newest: int32 (slots,): the token is left there too.
     """
     rows, vocab = logits.shape
-    chunks = triton.cdiv(vocab, CHUNK)
+    chunks = triton.cdiv(vocab, NOISE_BLOCK)
     best = torch.empty(rows, chunks, dtype=torch.float32, device=logits.device)
     best_at = torch.empty(rows, chunks, dtype=torch.int32, device=logits.device)
     tokens = torch.empty(rows, dtype=torch.int32, device=logits.device)
+    by_slot = slots is not None
+    who, kept = (tokens, tokens) if slots is None or newest is None else (slots, newest)
     thresholds, bits = tokens, tokens
-    if filtered:
+    if draws.filtered:
         bits = logits.view(torch.int16)
         thresholds = torch.empty(rows, dtype=torch.int32, device=logits.device)
         _threshold_kernel[(rows,)](
-            logits, bits, temperature, top_k, top_p, thresholds, VOCAB=vocab, BLOCK=SCAN, num_warps=8
-        )
+            logits, bits, draws.temperature, draws.top_k, draws.top_p, who, thresholds,
+            VOCAB=vocab, BLOCK=SCAN, BY_SLOT=by_slot, num_warps=8,
+        )  # fmt: skip
     _best_kernel[(rows, chunks)](
-        logits, bits, temperature, seeds, positions, thresholds, best, best_at,
-        VOCAB=vocab, CHUNKS=chunks, BLOCK=CHUNK, FILTER=filtered, num_warps=4,
+        logits, bits, draws.temperature, draws.seeds, draws.positions, who, thresholds, best, best_at,
+        VOCAB=vocab, CHUNKS=chunks, BLOCK=NOISE_BLOCK, FILTER=draws.filtered, BY_SLOT=by_slot, num_warps=4,
     )  # fmt: skip
     _pick_kernel[(rows,)](
-        best, best_at, slots, tokens, last_token, CHUNKS=chunks, PAD=triton.next_power_of_2(chunks), num_warps=1
-    )
+        best, best_at, who, tokens, kept,
+        CHUNKS=chunks, PAD=triton.next_power_of_2(chunks), BY_SLOT=by_slot, num_warps=1,
+    )  # fmt: skip
     return tokens

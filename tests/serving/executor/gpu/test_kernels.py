@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,7 +76,8 @@ def test_split_decoding_attends_over_the_whole_context(seed: int, dtype: torch.d
     positions[0] = rng.choice([0, 15, 16, 63, 64, 399])
     q = cache.queries(rows, dtype)
     splits = [None, 1, 2, 8][seed % 4]
-    out = paged_decode(q, cache.k, cache.v, cache.table, _ints(slots), _ints(positions), cache.dim**-0.5, splits)
+    out = torch.full(q.shape, torch.nan, dtype=dtype, device=DEVICE)
+    paged_decode(q, cache.k, cache.v, cache.table, _ints(slots), _ints(positions), out, cache.dim**-0.5, splits)
     reference = torch.stack([cache.attend(q[i], int(slots[i]), int(positions[i])) for i in range(rows)])
     assert error(out, reference) < BOUND[dtype]
 
@@ -166,6 +168,25 @@ def test_rotation_and_store(q_heads: int, kv_heads: int, dim: int, norm: bool, d
     assert int((k != 0).any(-1).sum()) == tokens * kv_heads  # and nothing else was written
 
 
+def test_embedding_takes_the_token_or_the_last_one_of_the_slot() -> None:
+    from dispatchgym.serving.executor.triton_layers import embed
+
+    weight = torch.randn(50, 1500, device=DEVICE).to(HALF)
+    out = embed(_ints([3, -1, 49, -1]), _ints([0, 1, 2, 0]), _ints([7, 8, 9]), weight)
+    assert torch.equal(out, weight[[3, 8, 49, 7]])
+
+
+def test_table_changes_land_and_nothing_else() -> None:
+    from dispatchgym.serving.executor.triton_layers import change_table
+
+    table = torch.zeros(4, 9, dtype=torch.int32, device=DEVICE)
+    block = _ints([[2, -1, 0], [8, 3, 1], [77, 5, 66], [0, 0, 0]])
+    change_table(block[:3], table)
+    wanted = torch.zeros_like(table)
+    wanted[2, 8], wanted[0, 1] = 77, 66
+    assert torch.equal(table, wanted)
+
+
 def test_the_likeliest_token_and_the_lowest_among_equals() -> None:
     logits = torch.randn(7, 9001, device=DEVICE).to(HALF)
     logits[3, [17, 5000, 8999]] = 30.0
@@ -225,23 +246,30 @@ def _sample(
     top_k: list[int] | None = None,
     top_p: list[float] | None = None,
 ) -> torch.Tensor:
+    from dispatchgym.serving.executor.sampling import Draws, draw
     from dispatchgym.serving.executor.triton_sampling import sample
 
     rows = len(logits)
-    slots = torch.randperm(rows, device=DEVICE).int()
-    last = torch.full((rows,), -1, dtype=torch.int32, device=DEVICE)
-    tokens = sample(
-        logits,
-        torch.tensor(temperature, device=DEVICE),
-        _ints(top_k or [0] * rows),
-        torch.tensor(top_p or [1.0] * rows, device=DEVICE),
-        torch.tensor(seeds or [0] * rows, device=DEVICE),
-        _ints(positions or [0] * rows),
-        slots,
-        last,
+    draws = Draws(
+        temperature=torch.tensor(temperature, device=DEVICE),
+        top_k=_ints(top_k or [0] * rows),
+        top_p=torch.tensor(top_p or [1.0] * rows, device=DEVICE),
+        seeds=torch.tensor(seeds or [0] * rows, device=DEVICE),
+        positions=_ints(positions or [0] * rows),
+        greedy=not any(temperature),
         filtered=top_k is not None,
     )
-    assert torch.equal(last[slots.long()], tokens)
+    tokens = sample(logits, draws)
+    slots, newest = torch.randperm(rows, device=DEVICE), torch.full((rows,), -1, dtype=torch.int32, device=DEVICE)
+    place = slots.argsort()
+    by_slot = replace(
+        draws, temperature=draws.temperature[place], top_k=draws.top_k[place], top_p=draws.top_p[place],
+        seeds=draws.seeds[place],
+    )  # fmt: skip
+    assert torch.equal(sample(logits, by_slot, slots.int(), newest), tokens)
+    assert torch.equal(newest[slots], tokens)
+    if any(temperature):  # the plain computation draws the same, but where two candidates are equal to the last bit
+        assert (draw(logits, draws) == tokens).float().mean() > 0.98
     return tokens
 
 

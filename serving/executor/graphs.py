@@ -1,0 +1,156 @@
+"""Whole decoding steps as CUDA graphs: table changes, embedding, layers, logits, draw, and the drawn tokens' way back.
+
+A step costs the host one copy to the device, one launch and one copy back, whatever the model's depth. Results are
+read when the caller asks for them, so the host can plan a step while the one before runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dispatchgym.serving.executor import triton_layers, triton_sampling
+from dispatchgym.serving.executor.decode_rows import (
+    CHANGED_SLOT,
+    COLUMNS,
+    POSITION,
+    SLOT,
+    TOKEN,
+    pack_rows,
+)
+from dispatchgym.serving.executor.inputs import HostStep, StepInputs
+from dispatchgym.serving.executor.kv_cache import SlotTable
+from dispatchgym.serving.executor.model import Decoder
+from dispatchgym.serving.executor.sampling import Draws
+
+I32 = npt.NDArray[np.int32]
+
+IN_FLIGHT = 3
+"""Steps whose pinned buffers exist: one that runs, one that waits, one that is read."""
+
+
+def graph_sizes(most: int) -> tuple[int, ...]:
+    """Rows of the graphs for up to `most` requests: close together where steps are short."""
+    sizes = (1, 2, 4, 8, *range(16, 257, 16), *range(288, 513, 32), *range(576, 1025, 64), *range(1152, 8193, 128))
+    return (*(size for size in sizes if size < most), most)
+
+
+@dataclass(slots=True)
+class Ticket:
+    """A step that has been launched; its tokens are in `tokens[:rows]` once `done` has passed."""
+
+    rows: int
+    tokens: I32
+    done: torch.cuda.Event
+
+
+class StepGraphs:
+    """Graphs of one decoding step each, by number of rows, in one memory pool.
+
+    Args:
+        decoder: whose steps.
+        slots: what the device knows of each; the last is for rows of padding, and names a block that nobody reads.
+        most: requests that decode at once.
+    """
+
+    def __init__(self, decoder: Decoder, slots: SlotTable, most: int) -> None:
+        self.sizes = graph_sizes(most)
+        self._decoder = decoder
+        self._slots = slots
+        self._dummy = len(slots.table) - 1
+        table = slots.table
+        pitch = _pitch(self.sizes[-1])
+        self._packed = torch.zeros(COLUMNS * pitch, dtype=torch.int32, device=table.device)
+        self._tokens = torch.zeros(pitch, dtype=torch.int32, device=table.device)
+        self._ring = [
+            (
+                torch.zeros(COLUMNS * pitch, dtype=torch.int32, pin_memory=True),
+                torch.zeros(pitch, dtype=torch.int32, pin_memory=True),
+                torch.cuda.Event(),
+            )
+            for _ in range(IN_FLIGHT)
+        ]
+        self._turn = 0
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+
+    def capture(self, advance: Callable[[], None] = lambda: None) -> None:
+        """Record every graph, the largest first; `advance` is called after each."""
+        pool = None
+        stream = torch.cuda.Stream(self._packed.device)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for width in reversed(self.sizes):
+                self._send_padding(width)
+                self._body(width)  # kernels are compiled and libraries set up outside of the recording
+                stream.synchronize()
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=pool, stream=stream):
+                    self._body(width)
+                pool = pool or graph.pool()
+                self._graphs[width] = graph
+                advance()
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def width_of(self, rows: int) -> int:
+        """Rows of the graph that runs so many."""
+        return next(size for size in self.sizes if size >= rows)
+
+    def launch(self, slots: I32, positions: I32, tokens: I32, changes: I32, count: int) -> Ticket:
+        """Start a step; arguments as of `pack_rows`, at most as many changes as rows."""
+        rows = len(slots)
+        width = self.width_of(rows)
+        pitch = _pitch(width)
+        packed, tokens_out, done = self._ring[self._turn]
+        self._turn = (self._turn + 1) % IN_FLIGHT
+        done.synchronize()
+        pack_rows(slots, positions, tokens, changes, count, pitch, self._dummy, packed.numpy())
+        self._packed[: COLUMNS * pitch].copy_(packed[: COLUMNS * pitch], non_blocking=True)
+        self._graphs[width].replay()
+        tokens_out[:rows].copy_(self._tokens[:rows], non_blocking=True)
+        done.record()
+        return Ticket(rows, tokens_out.numpy(), done)
+
+    def _body(self, width: int) -> None:
+        pitch = _pitch(width)
+        columns = self._packed[: COLUMNS * pitch].view(COLUMNS, pitch)
+        slots = self._slots
+        triton_layers.change_table(columns[CHANGED_SLOT:], slots.table)
+        nobody = np.zeros(width, np.int32)
+        step = StepInputs(
+            ids=columns[TOKEN, :width],
+            positions=columns[POSITION, :width],
+            slots=columns[SLOT, :width],
+            picked=torch.arange(width, dtype=torch.int32, device=columns.device),
+            table=slots.table,
+            host=HostStep(ids=nobody, slot=nobody, start=nobody, tokens=nobody + 1, picked=nobody, singles=width),
+        )
+        logits = self._decoder.forward(step, slots.newest)
+        draws = Draws(
+            temperature=slots.temperature,
+            top_k=slots.top_k,
+            top_p=slots.top_p,
+            seeds=slots.seeds,
+            positions=step.positions,
+            greedy=False,
+            filtered=True,
+        )
+        self._tokens[:width] = triton_sampling.sample(logits, draws, step.slots, slots.newest)
+
+    def _send_padding(self, width: int) -> None:
+        """Rows that touch nothing but what is there for padding."""
+        packed, _, done = self._ring[0]
+        nobody = np.zeros(0, np.int32)
+        none = np.zeros((0, 3), np.int32)
+        pack_rows(nobody, nobody, nobody, none, 0, _pitch(width), self._dummy, packed.numpy())
+        self._packed.copy_(packed, non_blocking=True)
+        done.record()
+        done.synchronize()
+
+
+def _pitch(width: int) -> int:
+    """Rows from one column to the next: kernels are compiled for columns that begin on 16 bytes."""
+    return -(-width // 4) * 4
