@@ -9,6 +9,10 @@ from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.registry import Registry
 
 SERVERS: Mapping[str, tuple[str, str]] = {
+    "llm": (
+        "dispatchgym.serving.llm.command:main",
+        "an OpenAI-compatible server whose scheduler is any policy, changed while it runs",
+    ),
     "kube": (
         "dispatchgym.serving.kube.command:main",
         "a scheduler extender: an unmodified kube-scheduler asks it which node it likes best",
@@ -33,7 +37,7 @@ def main(argv: list[str]) -> int:
         if error.name is None or error.name.startswith("dispatchgym"):
             raise
         raise UsageError(
-            f"serve {argv[0]} needs {error.name}, which is not installed: pip install 'dispatchgym[kubernetes]'"
+            f"serve {argv[0]} needs {error.name}, which is not installed: pip install 'dispatchgym[{'serving' if argv[0] == 'llm' else 'kubernetes'}]'"
         ) from None
     code: int = server(argv[1:])
     return code

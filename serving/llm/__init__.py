@@ -1,0 +1,1 @@
+"""A live LLM server whose scheduler is any policy of the gym."""

@@ -1,0 +1,310 @@
+"""The engine's own loop: takes sequences from a pipe, makes steps on the executor, sends what came out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dispatchgym.envs.api import DispatchGymError, UsageError
+from dispatchgym.envs.llm.config import EngineConfig
+from dispatchgym.envs.llm.engine import Engine
+from dispatchgym.envs.llm.executor import Executor
+from dispatchgym.envs.llm.policy import EngineSpec
+from dispatchgym.envs.llm.profile import Profile
+from dispatchgym.envs.llm.record import DROPPED
+from dispatchgym.envs.llm.setup import fresh_state
+from dispatchgym.envs.llm.state import ENDED
+from dispatchgym.envs.llm.workload import Workload
+from dispatchgym.envs.registry import Registry
+from dispatchgym.serving.executor.sampling import Sampling
+from dispatchgym.serving.llm.messages import Cancel, Failed, Output, Ready, Refused, Step, Submit, Switch, Switched
+from dispatchgym.serving.llm.recorder import Recorder
+from dispatchgym.serving.llm.schedulers import Loaded, load_scheduler, rehearse
+from dispatchgym.serving.llm.seat import Seat
+
+log = logging.getLogger(__name__)
+
+
+class LiveExecutor(Executor, Protocol):
+    """An executor that is told of sequences before they are scheduled, and forgets them when they have ended."""
+
+    def add(self, request: int, prompt: npt.NDArray[np.int32], sampling: Sampling) -> None: ...
+
+    def remove(self, request: int) -> None: ...
+
+    def outputs(self, request: int) -> Any:
+        """What it has put out so far: `ids` and `logprobs`."""
+
+    def flush(self) -> None:
+        """Wait for tokens that are on their way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an engine is made of."""
+
+    config: EngineConfig
+    profile: Profile
+    executor: LiveExecutor
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to build an engine in another process: plain values alone.
+
+    Attributes:
+        build: "module:function" that returns `Parts`.
+        arguments: of it.
+        scheduler: who decides first.
+        budget_s, most_faults: see `Seat`.
+        record: folder for transitions, None for none; record_bytes: bound on its size.
+    """
+
+    build: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    scheduler: str = "vllm"
+    budget_s: float = 0.02
+    most_faults: int = 10
+    record: str | None = None
+    record_bytes: int = 2**30
+
+
+@dataclass(slots=True)
+class _Sequence:
+    key: int
+    stop: frozenset[int]
+    wants_logprobs: bool
+    sent: int = 0
+    has_started: bool = False
+
+
+class EngineLoop:
+    """An engine between two ends of a pipe.
+
+    Attributes:
+        engine: the arrays and the clock.
+        seat: who decides.
+    """
+
+    def __init__(self, connection: Connection, parts: Parts, recipe: Recipe, clock: Callable[[], float]) -> None:
+        self._connection = connection
+        self._executor = parts.executor
+        self._clock = clock
+        none = np.zeros(0)
+        empty = Workload(none, none, none, hash_block=parts.config.block_tokens)
+        state = fresh_state(empty, parts.config, parts.profile, 0, steps=False, tokens=False)
+        spec = EngineSpec(parts.config, parts.profile, int(state.eng["kv_blocks"][0]))
+        first = load_scheduler(recipe.scheduler)
+        rehearse(first, spec)
+        self.engine = Engine(state, first.policy, spec, executor=parts.executor, clock=clock)
+        self.seat = Seat(self.engine, first, recipe.budget_s, recipe.most_faults)
+        self._sequences: dict[int, _Sequence] = {}  # by the engine's number
+        self._numbers: dict[int, int] = {}  # by key
+        self._preemptions = 0
+        self._loaded: queue.SimpleQueue[tuple[Switch, Loaded | str]] = queue.SimpleQueue()
+        self._bell_read, self._bell = os.pipe()
+        self._recorder = Recorder(recipe.record, recipe.record_bytes) if recipe.record else None
+
+    def run(self) -> None:
+        """Serve until the other end is closed.
+
+        Raises:
+            Exception: whatever the executor raises.
+        """
+        e = self.engine.state.eng[0]
+        places = min(int(e["kv_blocks"]), self.engine.state.table.shape[1])
+        self._connection.send(
+            Ready(
+                kv_blocks=int(e["kv_blocks"]),
+                block_tokens=int(e["block_tokens"]),
+                max_len=min(int(e["max_len"]), places * int(e["block_tokens"])) - self.engine.spec.config.max_spec,
+                max_seqs=int(e["max_seqs"]),
+                token_budget=int(e["token_budget"]),
+                scheduler=self.seat.loaded.name,
+                version=self.seat.loaded.version,
+            )
+        )  # fmt: skip
+        pause_s: float | None = None
+        try:
+            while self._listen(pause_s):
+                pause_s = self._step()
+        finally:
+            self.seat.close()
+            if self._recorder is not None:
+                self._recorder.close()
+            os.close(self._bell)
+            os.close(self._bell_read)
+
+    def _listen(self, pause_s: float | None) -> bool:
+        """Do what has been asked meanwhile, waiting up to `pause_s` for it (None: for ever); False at the end."""
+        while ready := wait([self._connection, self._bell_read], pause_s):
+            pause_s = 0.0
+            if self._bell_read in ready:
+                os.read(self._bell_read, 1)
+                self._install(*self._loaded.get())
+            if self._connection in ready:
+                try:
+                    self._obey(self._connection.recv())
+                except (EOFError, ConnectionResetError):
+                    return False
+        return True
+
+    def _obey(self, message: Submit | Cancel | Switch) -> None:
+        if isinstance(message, Submit):
+            self._submit(message)
+        elif isinstance(message, Cancel):
+            number = self._numbers.get(message.key)
+            if number is not None:
+                self.engine.abort(number)
+                self._forget(number)
+        else:
+            threading.Thread(target=self._load, args=(message,), name="load scheduler", daemon=True).start()
+
+    def _submit(self, message: Submit) -> None:
+        try:
+            number = self.engine.submit(len(message.prompt), message.max_new, hashes=message.hashes, **message.columns)
+        except UsageError as error:
+            self._connection.send(Refused(message.key, str(error)))
+            return
+        self._numbers[message.key] = number
+        stop = frozenset(message.sampling.stop)
+        self._sequences[number] = _Sequence(message.key, stop, message.sampling.logprobs >= 0)
+        self._executor.add(number, message.prompt, message.sampling)
+
+    def _forget(self, number: int) -> None:
+        self._numbers.pop(self._sequences.pop(number).key)
+        self._executor.remove(number)
+        self.engine.release(number)
+
+    def _load(self, message: Switch) -> None:
+        """Load and rehearse a scheduler beside the steps, then ring."""
+        found: Loaded | str
+        try:
+            found = load_scheduler(message.scheduler)
+            rehearse(found, self.engine.spec)
+        except DispatchGymError as error:
+            found = str(error)
+        except Exception as error:  # a policy's own: it is not installed, the one before goes on
+            log.exception("scheduler %s cannot be loaded", message.scheduler)
+            found = f"{type(error).__name__} while loading; see the log"
+        self._loaded.put((message, found))
+        os.write(self._bell, b"!")
+
+    def _install(self, message: Switch, found: Loaded | str) -> None:
+        if isinstance(found, Loaded):
+            self.seat.install(found)
+        now = self.seat.loaded
+        error = found if isinstance(found, str) else ""
+        self._connection.send(Switched(message.ticket, now.name, now.version, error))
+
+    def _step(self) -> float | None:
+        """Make a step, if there is something to do, and tell; returns how long to wait for news before the next."""
+        engine = self.engine
+        before = int(engine.state.eng["steps"][0])
+        began = self._clock()
+        view = engine.view() if self._recorder is not None and self._sequences else None
+        if not self._sequences or not self.seat.step():
+            return None
+        e = engine.state.eng[0]
+        ran = int(e["steps"]) > before
+        rows = engine.state.batch[: int(e["prefills"] + e["decodes"])] if ran else engine.state.batch[:0]
+        if self._recorder is not None and view is not None:
+            self._recorder.decision(view, self.seat, rows)
+        self._preemptions += int(e["preempted"]) if ran else 0
+        started, outputs = self._gather(rows)
+        self._connection.send(
+            Step(
+                outputs=tuple(outputs),
+                started=tuple(started),
+                prefill_tokens=int(e["prefill_tokens"]) if ran else 0,
+                decode_tokens=int(e["decode_tokens"]) if ran else 0,
+                prefills=int(e["prefills"]) if ran else 0,
+                decodes=int(e["decodes"]) if ran else 0,
+                running=int(e["running"]),
+                waiting=int(e["waiting"]),
+                free_blocks=int(e["free"]),
+                preemptions=self._preemptions,
+                repairs=engine.repairs,
+                faults=dict(self.seat.faults),
+                seconds=self._clock() - began,
+                policy_s=self.seat.seconds,
+                is_benched=self.seat.is_benched,
+            )
+        )
+        return 0.0 if ran else max(0.0, engine.wait_until_s - self._clock())
+
+    def _gather(self, rows: Any) -> tuple[list[int], list[Output]]:
+        """Keys of sequences that ran for the first time, and what came out; those that have ended are forgotten."""
+        started, outputs = [], []
+        for number, emitted in zip(rows["request"].tolist(), rows["emitted"].tolist(), strict=True):
+            sequence = self._sequences[number]
+            if not sequence.has_started:
+                sequence.has_started = True
+                started.append(sequence.key)
+            if emitted:
+                outputs.append(self._output(number, sequence))
+        s = self.engine.state
+        if int(s.eng["ended"][0]) > int(s.eng["num"][0]) - len(self._sequences):
+            told = {output.key for output in outputs if output.reason}
+            for number in [n for n in self._sequences if s.req["state"][n] == ENDED]:
+                sequence = self._sequences[number]
+                if sequence.key not in told:
+                    outputs.append(self._output(number, sequence))
+                if self._recorder is not None:
+                    self._recorder.ended(number, s.req[number])
+                self._forget(number)
+        return started, outputs
+
+    def _output(self, number: int, sequence: _Sequence) -> Output:
+        """What the sequence has put out since it was last asked."""
+        q = self.engine.state.req[number]
+        has_ended = q["state"] == ENDED
+        if has_ended:
+            self._executor.flush()
+        known = self._executor.outputs(number)
+        tokens = tuple(known.ids[sequence.sent :].tolist())
+        logprobs = tuple((one.logprob, one.top) for one in known.logprobs[sequence.sent :])
+        sequence.sent += len(tokens)
+        reason = ""
+        if has_ended:
+            ends = bool(tokens) and tokens[-1] in sequence.stop
+            reason = "dropped" if q["status"] == DROPPED else "stop" if ends else "length"
+        return Output(sequence.key, tokens, logprobs, reason, int(q["cached"]))
+
+
+def engine_main(connection: Connection, recipe: Recipe, in_process: bool) -> None:
+    """Build an engine and serve until the other end of the pipe is closed, or something fails."""
+    if in_process:
+        # The server decides when to end: it closes the pipe. A signal to the whole group must not cut requests short.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        logging.basicConfig(
+            level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s engine: %(message)s"
+        )
+    try:
+        try:
+            builders = Registry("engine builder", {recipe.build: recipe.build})
+            parts: Parts = builders[recipe.build](**recipe.arguments)
+            loop = EngineLoop(connection, parts, recipe, time.monotonic)
+        except (DispatchGymError, OSError) as error:
+            connection.send(Failed(" ".join(str(error).split())))
+            return
+        loop.run()
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the server has gone
+    except Exception:
+        log.exception("the engine has failed")
+    finally:
+        connection.close()

@@ -1,0 +1,1 @@
+"""Open-loop traffic for LLM servers, and comparisons under the same traffic."""
