@@ -1,4 +1,4 @@
-"""The rows of a decoding step as one block of whole numbers: what a step sends to the device, and all it sends.
+"""The rows of a plain decoding step, straight from an engine's batch: what the device is sent, and what comes of it.
 
 Column c of a step of `width` rows lies at c * width. Of the block table only what has changed is sent.
 """
@@ -7,13 +7,17 @@ Column c of a step of `width` rows lies at c * width. Of the block table only wh
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from dispatchgym.envs.compiled import compiled
 from dispatchgym.envs.llm.state import int64
 
+I8 = npt.NDArray[np.int8]
 I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
 
 (
     SLOT,  # row of the block table
@@ -27,53 +31,82 @@ I32 = npt.NDArray[np.int32]
 
 
 @compiled
-def changed_blocks(slots: I32, ends: I32, page: int, table: I32, sent: I32, changes: I32, count: int) -> int:
-    """Note which entries of the block table the device does not have; returns how many are noted now.
-
-    Args:
-        slots: (rows,) rows of the table.
-        ends: (rows,) tokens whose KV the row's step reads or writes.
-        table: (slots, blocks) as it is.
-        sent: (slots, blocks) as the device has it: updated.
-        changes: (room, 3): slot, place, block; written from `count` on. Stops where it is full: call again.
-    """
-    for i in range(len(slots)):
-        slot = int64(slots[i])
-        for j in range((int64(ends[i]) + page - 1) // page):
-            block = table[slot, j]
-            if sent[slot, j] != block:
-                if count == len(changes):
-                    return count
-                sent[slot, j] = block
-                changes[count, 0] = slot
-                changes[count, 1] = j
-                changes[count, 2] = block
-                count += 1
-    return count
+def is_plain(request: I32, tokens: I32, decode: I8, slot: I32, admission: I64, sequence: Any, admitted: I64) -> bool:
+    """Whether every row decodes a single token, of a request that the device has seen in this slot."""
+    for i in range(len(request)):
+        if tokens[i] != 1 or decode[i] == 0 or admitted[slot[i]] != admission[i]:
+            return False
+        row = sequence[request[i]]
+        if not row.here or row.logprobs >= 0:
+            return False
+    return True
 
 
 @compiled
 def pack_rows(
-    slots: I32, positions: I32, tokens: I32, changes: I32, count: int, width: int, dummy: int, out: I32
-) -> None:
-    """Write a step of `width` rows, of which the last are padding, into `out`.
+    request: I32, start: I32, slot: I32, table: I32, page: int, sequence: Any, arena: I32,
+    width: int, dummy: int, out: I32, emitted: I32, stopped: I8,
+) -> int:  # fmt: skip
+    """Write a plain decoding step of `width` rows, of which the last are padding, into `out`.
+
+    A request whose stop token has come meanwhile puts out nothing and has stopped; the others put out a token, and
+    stop where that fills their room.
 
     Args:
-        slots, positions, tokens: (rows,).
-        changes, count: as from `changed_blocks`; at most `width`.
+        request, start, slot, table: as in a batch.
+        page: tokens of a block.
+        sequence: requests, of SEQUENCE; `known` grows by what is put out.
+        arena: their texts.
         dummy: slot of padding rows.
         out: (COLUMNS * width,).
+        emitted, stopped: (rows,), written.
+
+    Returns:
+        Rows that had stopped before.
     """
-    rows = len(slots)
+    rows, late = len(request), int64(0)
     for i in range(rows):
-        out[SLOT * width + i] = slots[i]
-        out[POSITION * width + i] = positions[i]
-        out[TOKEN * width + i] = tokens[i]
+        row = sequence[request[i]]
+        at = int64(start[i])
+        out[SLOT * width + i] = slot[i]
+        out[POSITION * width + i] = at
+        out[TOKEN * width + i] = arena[row.offset + at] if at < row.read else -1
+        new = at % page == 0
+        out[CHANGED_SLOT * width + i] = slot[i] if new else -1
+        out[CHANGED_PLACE * width + i] = at // page
+        out[CHANGED_BLOCK * width + i] = table[slot[i], at // page]
+        if row.ended:
+            emitted[i], stopped[i] = 0, 1
+            late += 1
+        else:
+            row.known += 1
+            emitted[i] = 1
+            stopped[i] = 1 if row.known >= row.room else 0
     for i in range(rows, width):
         out[SLOT * width + i] = dummy
         out[POSITION * width + i] = 0
         out[TOKEN * width + i] = 0
-    for i in range(width):
-        out[CHANGED_SLOT * width + i] = changes[i, 0] if i < count else -1
-        out[CHANGED_PLACE * width + i] = changes[i, 1] if i < count else 0
-        out[CHANGED_BLOCK * width + i] = changes[i, 2] if i < count else 0
+        out[CHANGED_SLOT * width + i] = -1
+        out[CHANGED_PLACE * width + i] = 0
+        out[CHANGED_BLOCK * width + i] = 0
+    return late
+
+
+@compiled
+def book_tokens(request: I32, emitted: I32, tokens: I32, sequence: Any, stop: I32, arena: I32) -> None:
+    """Append the tokens of a step that have come to the host, and note which of them are stop tokens.
+
+    Args:
+        request, emitted: (rows,), as `pack_rows` had and wrote them; rows that put out nothing are passed over.
+        tokens: (rows,).
+        stop: (requests, most stop tokens), filled up with -1.
+    """
+    for i in range(len(request)):
+        if emitted[i] == 0:
+            continue
+        row = sequence[request[i]]
+        arena[row.offset + row.read] = tokens[i]
+        row.read += 1
+        for k in range(stop.shape[1]):
+            if stop[request[i], k] == tokens[i]:
+                row.ended = True

@@ -6,6 +6,7 @@ read when the caller asks for them, so the host can plan a step while the one be
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,12 +21,11 @@ from dispatchgym.serving.executor.decode_rows import (
     POSITION,
     SLOT,
     TOKEN,
-    pack_rows,
 )
 from dispatchgym.serving.executor.inputs import HostStep, StepInputs
-from dispatchgym.serving.executor.kv_cache import SlotTable
 from dispatchgym.serving.executor.model import Decoder
 from dispatchgym.serving.executor.sampling import Draws
+from dispatchgym.serving.executor.slots import SlotTable
 
 I32 = npt.NDArray[np.int32]
 
@@ -40,11 +40,16 @@ def graph_sizes(most: int) -> tuple[int, ...]:
 
 
 @dataclass(slots=True)
-class Ticket:
-    """A step that has been launched; its tokens are in `tokens[:rows]` once `done` has passed."""
+class Flight:
+    """A step's own buffers on the host.
 
-    rows: int
-    tokens: I32
+    Attributes:
+        packed: int32, pinned: what the device is sent.
+        tokens: int32, pinned: what it sends back, there once `done` has passed.
+    """
+
+    packed: torch.Tensor
+    tokens: torch.Tensor
     done: torch.cuda.Event
 
 
@@ -67,7 +72,7 @@ class StepGraphs:
         self._packed = torch.zeros(COLUMNS * pitch, dtype=torch.int32, device=table.device)
         self._tokens = torch.zeros(pitch, dtype=torch.int32, device=table.device)
         self._ring = [
-            (
+            Flight(
                 torch.zeros(COLUMNS * pitch, dtype=torch.int32, pin_memory=True),
                 torch.zeros(pitch, dtype=torch.int32, pin_memory=True),
                 torch.cuda.Event(),
@@ -95,24 +100,28 @@ class StepGraphs:
                 advance()
         torch.cuda.current_stream().wait_stream(stream)
 
-    def width_of(self, rows: int) -> int:
-        """Rows of the graph that runs so many."""
-        return next(size for size in self.sizes if size >= rows)
+    def pitch_of(self, rows: int) -> int:
+        """Rows from one column to the next in the step that runs so many."""
+        return _pitch(self._width_of(rows))
 
-    def launch(self, slots: I32, positions: I32, tokens: I32, changes: I32, count: int) -> Ticket:
-        """Start a step; arguments as of `pack_rows`, at most as many changes as rows."""
-        rows = len(slots)
-        width = self.width_of(rows)
-        pitch = _pitch(width)
-        packed, tokens_out, done = self._ring[self._turn]
+    def next_flight(self) -> Flight:
+        """Buffers for a step, which nobody uses any more."""
         self._turn = (self._turn + 1) % IN_FLIGHT
-        done.synchronize()
-        pack_rows(slots, positions, tokens, changes, count, pitch, self._dummy, packed.numpy())
-        self._packed[: COLUMNS * pitch].copy_(packed[: COLUMNS * pitch], non_blocking=True)
+        flight = self._ring[self._turn]
+        flight.done.synchronize()
+        return flight
+
+    def launch(self, flight: Flight, rows: int) -> None:
+        """Start the step whose rows, with padding up to `pitch_of(rows)`, lie in `flight.packed`."""
+        width = self._width_of(rows)
+        size = COLUMNS * _pitch(width)
+        self._packed[:size].copy_(flight.packed[:size], non_blocking=True)
         self._graphs[width].replay()
-        tokens_out[:rows].copy_(self._tokens[:rows], non_blocking=True)
-        done.record()
-        return Ticket(rows, tokens_out.numpy(), done)
+        flight.tokens[:rows].copy_(self._tokens[:rows], non_blocking=True)
+        flight.done.record()
+
+    def _width_of(self, rows: int) -> int:
+        return self.sizes[bisect_left(self.sizes, rows)]
 
     def _body(self, width: int) -> None:
         pitch = _pitch(width)
@@ -142,13 +151,10 @@ class StepGraphs:
 
     def _send_padding(self, width: int) -> None:
         """Rows that touch nothing but what is there for padding."""
-        packed, _, done = self._ring[0]
-        nobody = np.zeros(0, np.int32)
-        none = np.zeros((0, 3), np.int32)
-        pack_rows(nobody, nobody, nobody, none, 0, _pitch(width), self._dummy, packed.numpy())
-        self._packed.copy_(packed, non_blocking=True)
-        done.record()
-        done.synchronize()
+        columns = torch.zeros(COLUMNS, _pitch(width), dtype=torch.int32)
+        columns[SLOT] = self._dummy
+        columns[CHANGED_SLOT] = -1
+        self._packed[: columns.numel()].copy_(columns.view(-1))
 
 
 def _pitch(width: int) -> int:

@@ -18,7 +18,7 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 HALF = torch.float16 if INTERPRETED else torch.bfloat16
 DTYPES = [torch.float16, torch.float32] if INTERPRETED else [torch.float16, torch.bfloat16]
 BOUND = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 4e-3}
-SEEDS = range(3 if INTERPRETED else 40)
+SEEDS = range(3 if INTERPRETED else 16)
 PAGE = 16
 
 
