@@ -26,6 +26,7 @@ class Batch(NamedTuple):
     tokens: I32  # to run from there; a decoding request with more than one verifies a draft
     decode: npt.NDArray[np.int8]  # 1: goes on with its output
     slot: I32  # row of `table`
+    admission: npt.NDArray[np.int64]  # number of its admission: a later one means other blocks, even in the same slot
     table: I32  # (max_seqs, blocks): block numbers of each slot
     swap_out: I32  # (n, 2): request, block
     swap_in: I32  # (n, 2): request, number of blocks
@@ -71,6 +72,7 @@ def batch_of(s: State) -> Batch:
         rows["tokens"].copy(),
         rows["decode"].copy(),
         s.req["slot"][rows["request"]],
+        s.req["stamp"][rows["request"]],
         s.table.view(),
         s.swap_out[: e["swap_outs"]].view(),
         s.swap_in[: e["swap_ins"]].view(),
