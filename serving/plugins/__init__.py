@@ -1,0 +1,1 @@
+"""Policies inside engines and routers that people already run."""
