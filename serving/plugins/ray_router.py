@@ -33,7 +33,6 @@ except ImportError as error:
 
 Rule = Callable[[RoutingView], "np.typing.NDArray[np.float64]"]
 log = logging.getLogger("ray.serve")
-_SESSION_HEADERS = (b"x-session-id", b"x-program-id", b"x-tenant")
 _SESSION_FIELDS = ("session_id", "program_id", "user", "tenant")
 
 
@@ -41,8 +40,8 @@ class RuleRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
     """Ranks the replicas by a rule's scores, so that a full replica's requests go to the next best.
 
     A rule that raises, or scores with NaN, is replaced by the shortest queue for that request, and `faults` counts it.
-    Over HTTP the router sees the headers, not the body: sessions come from X-Session-Id, X-Program-Id or X-Tenant.
-    Calls through a deployment handle show their first argument too: its `prompt` or `messages`, and `session_id`.
+    Over HTTP the router sees no body: sessions come from the header X-Session-Id, prompts are not seen.
+    Calls through a deployment handle show their first argument: its `prompt` or `messages`, and its `session_id`.
     """
 
     def initialize_state(self, rule: str = "shortest-queue", seed: int = 0) -> None:
@@ -139,13 +138,8 @@ def named_rule(name: str) -> Rule:
 def session_and_prompt(request: PendingRequest) -> tuple[str, str]:
     """What a request shows of itself to a router, "" where nothing."""
     first = request.args[0] if request.args else next(iter(request.kwargs.values()), None)
-    scope = getattr(first, "asgi_scope", None)
-    if scope is not None:
-        headers = dict(scope.get("headers", ()))
-        found = next((headers[key] for key in _SESSION_HEADERS if key in headers), b"")
-        return found.decode("latin-1"), ""
     fields = first if isinstance(first, Mapping) else getattr(first, "__dict__", {})
-    session = next((str(fields[key]) for key in _SESSION_FIELDS if fields.get(key)), "")
+    session = request.metadata.session_id or next((str(fields[key]) for key in _SESSION_FIELDS if fields.get(key)), "")
     return session, _text(fields.get("prompt") or fields.get("messages") or "")
 
 
