@@ -36,7 +36,7 @@ from dispatchgym.envs.llm.kernel import (
 )
 from dispatchgym.envs.llm.ledger import cached_blocks, unpin
 from dispatchgym.envs.llm.policy import EngineSpec
-from dispatchgym.envs.llm.state import DECIDE, LOG_FULL, NONE, State, float64, int64
+from dispatchgym.envs.llm.state import DECIDE, LOG_FULL, NONE, RUNNING, State, float64, int64
 
 Mode = Literal["mixed", "prefill-first", "static"]
 Order = Literal["arrival", "priority", "deadline", "shortest-prompt", "longest-prefix", "key"]
@@ -52,7 +52,7 @@ _VICTIM = {
     "lowest-priority": LOWEST_PRIORITY,
     "fewest-outputs": FEWEST_OUTPUTS,
 }
-_DECIDE, _LOG_FULL, _NONE = DECIDE, LOG_FULL, NONE
+_DECIDE, _LOG_FULL, _NONE, _RUNNING = DECIDE, LOG_FULL, NONE, RUNNING
 
 RULE = np.dtype(
     [
@@ -165,6 +165,10 @@ def first_waiting(s: State, order: int) -> int:
         q = s.req[r]
         if order == BY_PRIORITY:
             key = float64(q.priority)
+            if best != _NONE and key == best_key:  # of equals the first to arrive, whatever became of it since
+                first = s.req[best]
+                if q.arrival_s < first.arrival_s or (q.arrival_s == first.arrival_s and r < best):
+                    best = r
         elif order == BY_DEADLINE:
             key = q.arrival_s + q.ttft_slo_s
         elif order == BY_PROMPT:
@@ -221,7 +225,7 @@ def _piece(s: State, rule: Any, left: int) -> int:
 
 @inlined
 def _go_on(s: State, rule: Any, decodes: bool, prefills: bool) -> None:
-    """Grant the running their next tokens, in order of admission."""
+    """Grant the running their next tokens, in order of admission, up to the first that gives up its own blocks."""
     e, c = s.eng[0], rule[0]
     k = int64(0)
     while k < e.running and e.budget > 0:
@@ -235,6 +239,8 @@ def _go_on(s: State, rule: Any, decodes: bool, prefills: bool) -> None:
                 n = _piece(s, rule, known(s, r) - s.req[r].computed)
                 if n > 0:
                     grant(s, r, n, c.victim, NO_ORDER)
+        if s.req[r].state != _RUNNING:
+            break
         # whoever was preempted meanwhile has left the list
         k = min(k + 1, e.running)
         while k > 0 and s.req[s.run[k - 1]].stamp > stamp:
@@ -242,19 +248,22 @@ def _go_on(s: State, rule: Any, decodes: bool, prefills: bool) -> None:
 
 
 @inlined
-def _let_in(s: State, rule: Any) -> None:
-    """Admit from the queue until the first that must wait."""
+def _let_in(s: State, rule: Any, preempted: int) -> None:
+    """Admit from the queue until the first that must wait; nobody, if more than `preempted` have been preempted."""
     e, c = s.eng[0], rule[0]
     spare = int64(c.watermark * e.kv_blocks)
     if c.every > 1 and e.waiting > 0:
         if e.running > 0 and e.steps < e.round + c.every:
             return
         e.round = e.steps
-    while e.waiting > 0 and e.budget > 0 and e.preempted == 0:
+    while e.waiting > 0 and e.budget > 0 and e.preempted <= preempted:
         r = first_waiting(s, c.order)
         if not may_enter(s, rule, r):
             break
-        n = _piece(s, rule, known(s, r) - s.req[r].computed)
+        left = known(s, r) - s.req[r].computed
+        if c.undivided == 1 and s.req[r].host_blocks == 0:
+            left -= cached_blocks(s, r)[0] * e.block_tokens
+        n = _piece(s, rule, left)
         if n == 0 or admit(s, r, n, c.whole, spare if e.running > 0 else int64(0)) < 0:
             break
 
@@ -265,24 +274,28 @@ def fill(s: State, rule: Any) -> None:
     e, c = s.eng[0], rule[0]
     e.budget = min(e.budget, c.step_tokens)
     if c.mode == MIXED:
-        if c.decodes_first == 1:
-            _go_on(s, rule, True, False)
-            _go_on(s, rule, False, True)
-        else:
-            _go_on(s, rule, True, True)
-        _let_in(s, rule)
+        while e.batch == 0:  # once more where all that came of it was a preemption
+            before = int64(e.preempted)
+            if c.decodes_first == 1:
+                _go_on(s, rule, True, False)
+                _go_on(s, rule, False, True)
+            else:
+                _go_on(s, rule, True, True)
+            _let_in(s, rule, before)
+            if e.preempted == before:
+                return
         return
     if c.mode == STATIC:
         reading = e.running == 0
         for k in range(e.running):
             reading = reading or s.req[s.run[k]].generated == 0
         if e.running == 0:
-            _let_in(s, rule)
+            _let_in(s, rule, int64(0))
         elif reading:
             _go_on(s, rule, False, True)
     else:
         _go_on(s, rule, False, True)
-        _let_in(s, rule)
+        _let_in(s, rule, int64(0))
     if e.batch == 0:
         _go_on(s, rule, True, False)
 
@@ -310,12 +323,15 @@ def rescue(s: State) -> None:
 
 
 @compiled
-def is_steady(s: State) -> bool:
-    """The step at hand decodes one token of every running request, and nothing was given back."""
+def is_steady(s: State, order: int) -> bool:
+    """The step at hand decodes one token of every running request, and nothing was given back.
+
+    Nor may outputs of the running turn up in the prompt of one who could be next.
+    """
     e = s.eng[0]
     if e.prefills > 0 or e.batch != e.running or e.decode_tokens != e.batch or e.preempted > 0:
         return False
-    return e.waiting == 0 or s.req[e.head].hashed == 0
+    return e.waiting == 0 or s.req[first_waiting(s, order)].hashed == 0
 
 
 @compiled
@@ -338,7 +354,7 @@ def run(s: State, rule: Any, until_s: float) -> int:
         fill(s, rule)
         if e.batch == 0:
             rescue(s)
-        if e.jumps == 1 and is_steady(s):
+        if e.jumps == 1 and is_steady(s, rule[0].order):
             most = int64(2**40)
             if rule[0].every > 1 and e.waiting > 0:
                 most = e.round + rule[0].every - e.steps

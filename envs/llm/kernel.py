@@ -11,7 +11,18 @@ from __future__ import annotations
 import numpy as np
 
 from dispatchgym.envs.compiled import compiled, inlined
-from dispatchgym.envs.llm.ledger import blocks_for, cached_blocks, expire_pins, grow, mix, publish, share, shrink
+from dispatchgym.envs.llm.ledger import (
+    blocks_for,
+    cached_blocks,
+    expire_pins,
+    grow,
+    is_relied_on,
+    mix,
+    publish,
+    share,
+    shrink,
+    unpublish,
+)
 from dispatchgym.envs.llm.record import FINISHED, REJECTED
 from dispatchgym.envs.llm.state import (
     BASE_S,
@@ -57,7 +68,8 @@ NO_ORDER = np.zeros(0, np.int32)
 
 LAST, LEAST_COMPUTED, LOWEST_PRIORITY, FEWEST_OUTPUTS, LISTED, NOBODY = range(6)
 """Who is preempted when a running request needs blocks: the last admitted; the one with the fewest tokens computed;
-the largest (priority, arrival); the fewest output tokens (longest prompt first); by the plan's own list; nobody."""
+the largest (priority, arrival), of equals the first admitted; the fewest output tokens (longest prompt first); by the
+plan's own list; nobody."""
 
 
 # --- the queue ---
@@ -263,6 +275,8 @@ def preempt(s: State, r: int, how: int) -> None:
     """
     e, q = s.eng[0], s.req[r]
     if q.granted > 0:
+        if q.new_keys > 0:  # of text that will not be computed now
+            unpublish(s, r, int64(s.batch[q.row].start))
         unschedule(s, r)
     leave_group(s, r)
     e.preempted += 1
@@ -304,13 +318,19 @@ def end(s: State, r: int, status: int) -> None:
     e.ended += 1
 
 
+@inlined
+def _is_needed(s: State, r: int) -> bool:
+    q = s.req[r]
+    return q.granted > 0 and q.new_keys > 0 and is_relied_on(s, r, int64(s.batch[q.row].start))
+
+
 @compiled
 def victim(s: State, r: int, rule: int, order: I32) -> int:
     """Who gives up its blocks so that running request r can go on; r itself, or -1 for nobody.
 
     A request preempted `max_preemptions` times is spared while there is another, and among such the earliest to arrive
-    is never chosen: so that somebody always gets to its end. Members of the step at hand are spared where other
-    requests may already count on blocks they are about to fill.
+    is never chosen: so that somebody always gets to its end. Members of the step at hand are spared where others
+    already hold blocks that they are about to fill.
     """
     e = s.eng[0]
     if rule == NOBODY:
@@ -318,14 +338,14 @@ def victim(s: State, r: int, rule: int, order: I32) -> int:
     if rule == LISTED:
         for v in order:
             q = s.req[v]
-            if q.state == _RUNNING and q.preemptions < e.max_preemptions and (q.granted == 0 or q.new_keys == 0):
+            if q.state == _RUNNING and q.preemptions < e.max_preemptions and not _is_needed(s, int64(v)):
                 return int64(v)
     best, best_a, best_b, best_spared = int64(_NONE), 0.0, 0.0, False
     for k in range(e.running - 1, -1, -1):
         v = int64(s.run[k])
         q = s.req[v]
         spared = q.preemptions >= e.max_preemptions
-        if q.granted > 0 and (q.new_keys > 0 or spared or rule in (LAST, LISTED)):
+        if q.granted > 0 and (spared or rule in (LAST, LISTED) or _is_needed(s, v)):
             continue
         if spared:
             a, b = float64(v), 0.0
@@ -340,6 +360,7 @@ def victim(s: State, r: int, rule: int, order: I32) -> int:
         better = best == _NONE or (best_spared and not spared)
         if not better and best_spared == spared:
             better = a > best_a or (a == best_a and b > best_b)
+            better = better or (rule == LOWEST_PRIORITY and a == best_a and b == best_b)
         if better:
             best, best_a, best_b, best_spared = v, a, b, spared
     if best == r and best_spared:

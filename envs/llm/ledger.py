@@ -1,8 +1,9 @@
 """The KV ledger: who holds which blocks, what can be found in them, and what may be overwritten.
 
-A block with no holder keeps its content until it is taken: free blocks form a ring, the longest unused first. A block
-is found by its key, which names its text and all before it; requests that find one share it. A request gives its
-blocks back last block first, so that the ends of texts are overwritten before their beginnings.
+A block with no holder keeps its content until it is taken: free blocks form a ring, those that cannot be found first,
+then the longest unused. A block is found by its key, which names its text and all before it; requests that find one
+share it. Several blocks may have one key, where requests computed the same text side by side: the first is found. A
+request gives its blocks back last block first, so that the ends of texts are overwritten before their beginnings.
 """
 
 # mypy: disable-error-code=no-any-return
@@ -50,7 +51,7 @@ def key_of(s: State, r: int, j: int) -> int:
 
 @compiled
 def find(s: State, key: int) -> int:
-    """The block with this key, -1 if none."""
+    """The block with this key, the first that got it; -1 if none."""
     mask = len(s.map_key) - 1
     at = key & mask
     while s.map_key[at] != 0:
@@ -80,10 +81,10 @@ def forget(s: State, b: int) -> None:
     s.block[b].key = 0
     mask = len(s.map_key) - 1
     at = key & mask
-    while s.map_key[at] != key:
+    while s.map_key[at] != key or s.map_block[at] != b:
         at = (at + 1) & mask
     gap = at
-    while True:  # close the gap: move back what probing would no longer reach
+    while True:  # close the gap: move back what probing would no longer reach, in order
         at = (at + 1) & mask
         if s.map_key[at] == 0:
             break
@@ -103,13 +104,14 @@ def _unlink(s: State, b: int) -> None:
 
 
 @inlined
-def _link_last(s: State, b: int) -> None:
+def _link(s: State, b: int) -> None:
     knot = s.eng[0].kv_blocks
-    last = s.block[knot].before
-    s.block[last].after = b
-    s.block[b].before = last
-    s.block[b].after = knot
-    s.block[knot].before = b
+    before = int64(s.block[knot].before if s.block[b].key != 0 else knot)
+    after = int64(s.block[before].after)
+    s.block[before].after = b
+    s.block[b].before = before
+    s.block[b].after = after
+    s.block[after].before = b
     s.eng[0].free += 1
 
 
@@ -131,7 +133,7 @@ def grow(s: State, r: int, total: int) -> None:
 def _let_go(s: State, b: int) -> None:
     s.block[b].ref -= 1
     if s.block[b].ref == 0:
-        _link_last(s, b)
+        _link(s, b)
 
 
 @compiled
@@ -186,12 +188,29 @@ def publish(s: State, r: int, before: int, after: int) -> int:
     if e.caching == 0:
         return new
     for j in range(int64(before) // e.block_tokens, int64(after) // e.block_tokens):
-        key = key_of(s, r, j)
         b = int64(s.table[q.slot, j])
-        if s.block[b].key == 0 and find(s, key) == NONE:
-            _enter(s, key, b)
+        if s.block[b].key == 0:
+            _enter(s, key_of(s, r, j), b)
             new += 1
     return new
+
+
+@compiled
+def unpublish(s: State, r: int, before: int) -> None:
+    """Blocks of request r that have become findable from token `before` on are not any more."""
+    q = s.req[r]
+    for j in range(int64(before) // s.eng[0].block_tokens, q.blocks):
+        forget(s, int64(s.table[q.slot, j]))
+
+
+@compiled
+def is_relied_on(s: State, r: int, before: int) -> bool:
+    """Others hold blocks of request r that have become findable from token `before` on."""
+    q = s.req[r]
+    most = 0
+    for j in range(int64(before) // s.eng[0].block_tokens, q.blocks):
+        most = max(most, s.block[s.table[q.slot, j]].ref)
+    return most > 1
 
 
 @compiled
