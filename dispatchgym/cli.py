@@ -49,6 +49,10 @@ COMMANDS: Mapping[str, Command] = {
         "dispatchgym.serving.command:main",
         "put a policy to work in a live system, such as a Kubernetes cluster",
     ),
+    "make-model": Command(
+        "dispatchgym.serving.executor.make_model_command:main",
+        "write a random language model with its tokenizer, for trying things where there is no checkpoint",
+    ),
     "data": Command(
         "dispatchgym.envs.data_command:main",
         "list the published instances and request traces, write them or random instances as files",

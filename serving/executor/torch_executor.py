@@ -138,7 +138,7 @@ class TorchExecutor:
         spec = self.model.spec
         if len(prompt) + sampling.max_new > self.max_len:
             raise UsageError(
-                f"request {request} of {len(prompt)} + {sampling.max_new} tokens: {spec.name} reads at most {self.max_len}"
+                f"request {request}: {len(prompt)} + {sampling.max_new} tokens; {spec.name} reads up to {self.max_len}"
             )
         if len(prompt) and not (prompt.min() >= 0 and prompt.max() < spec.vocabulary):
             wrong = prompt[(prompt < 0) | (prompt >= spec.vocabulary)][0]

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dispatchgym.envs.api import InvalidInstanceError, UsageError
-from dispatchgym.serving.executor.spec import ModelSpec, read_spec
+from dispatchgym.serving.executor.spec import ModelSpec
 
 
 class Linear(NamedTuple):
@@ -67,18 +67,6 @@ class Model:
 
 Source = Callable[[str, tuple[int, ...]], torch.Tensor | None]
 """Tensor of a name and shape, None where there is none."""
-
-
-def load_model(folder: Path, device: str = "", dtype: torch.dtype | None = None) -> Model:
-    """A Hugging Face directory's decoder; on the GPU in bfloat16 where there is one, else on the CPU in float32.
-
-    Raises:
-        UsageError, InvalidInstanceError: as `read_spec` and `load_weights`.
-    """
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    kind = dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32)
-    spec = read_spec(folder)
-    return Model(spec, load_weights(folder, spec, where, kind), where, kind)
 
 
 def load_weights(folder: Path, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Weights:

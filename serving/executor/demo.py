@@ -1,0 +1,74 @@
+"""Random models as Hugging Face directories: for trying things where no checkpoint is at hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from dispatchgym.envs.api import UsageError
+from dispatchgym.serving.executor.shapes import shape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+BEGIN, END = "<|begin|>", "<|end|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+SPREAD = 0.15
+"""Deviation of the tiny model's weights: with less, it would say the same whatever it is told."""
+
+
+def write_demo(folder: Path, size: str = "tiny", seed: int = 0) -> None:
+    """Write a Llama with random weights, and a tokenizer of single bytes; the same files for the same seed.
+
+    Raises:
+        UnknownNameError: no such size. UsageError: there is something in the folder already.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    spec = shape(size)
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"make-model: {folder} is not empty; name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = byte_tokenizer()
+    tiny = size == "tiny"
+    if tiny:
+        spec = replace(spec, vocabulary=len(tokenizer))  # or most of what it says would be no text
+    config = LlamaConfig(
+        num_hidden_layers=spec.layers, hidden_size=spec.hidden, intermediate_size=spec.mlp,
+        num_attention_heads=spec.heads, num_key_value_heads=spec.kv_heads, head_dim=spec.head_dim,
+        vocab_size=spec.vocabulary, tie_word_embeddings=spec.tied, max_position_embeddings=spec.max_positions,
+        rms_norm_eps=spec.eps, initializer_range=SPREAD if tiny else 0.02, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
+    )  # fmt: skip
+    usual = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_default_dtype(torch.float32 if tiny else torch.bfloat16)
+        try:
+            model = LlamaForCausalLM(config)
+        finally:
+            torch.set_default_dtype(usual)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A token for each byte, and two that begin and end a text."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(BEGIN, special=True), AddedToken(END, special=True)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BEGIN, eos_token=END, chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip

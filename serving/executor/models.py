@@ -1,0 +1,33 @@
+"""Models by name: a Hugging Face directory, or random weights of a known size where any text will do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dispatchgym.serving.executor.shapes import shape
+from dispatchgym.serving.executor.spec import read_spec
+from dispatchgym.serving.executor.weights import Model, load_weights, random_weights
+
+RANDOM = "random:"
+
+
+def open_model(name: str, device: str = "auto", dtype: torch.dtype | None = None) -> Model:
+    """The model of a directory, or `random:SIZE`, built where it runs without a file.
+
+    Args:
+        device: cuda, cpu, or auto for a GPU where there is one.
+        dtype: None for bfloat16 on a GPU and float32 on the CPU.
+
+    Raises:
+        UnknownNameError: no such size. UsageError, InvalidInstanceError: as `read_spec` and `load_weights`.
+    """
+    where = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    there = torch.device(where)
+    kind = dtype or (torch.bfloat16 if there.type == "cuda" else torch.float32)
+    if name.startswith(RANDOM):
+        spec = shape(name.removeprefix(RANDOM))
+        return Model(spec, random_weights(spec, there, kind), there, kind)
+    spec = read_spec(Path(name))
+    return Model(spec, load_weights(Path(name), spec, there, kind), there, kind)
