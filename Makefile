@@ -11,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers
+VLLM := .venv-vllm
 DEMO := out/demo
 DEMO_POLICIES := 'lrpt,mwkr+cap=tuned,spt,random,sampled:mwkr@64,pilot,bundle:$(DEMO)/bundle,learned,learned+lookahead,cp-sat@2d+hint:lrpt,rolling@0.2d,clairvoyant@3d'
 BENCH_ARGS ?=
@@ -19,7 +20,8 @@ KUBERNETES ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dispatchgym/kubernetes-1.20
 E2E_ARGS ?=
 PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4
 
-.PHONY: help setup demo test lint format types tests bench bench-peers e2e-kubernetes docs wheel-check constraints clean
+.PHONY: help setup demo test test-vllm vllm-traces lint format types tests bench bench-peers e2e-kubernetes docs wheel-check \
+	constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -36,6 +38,17 @@ demo: setup ## train a small policy, judge it beside shipped bundles, rules and 
 	@$(BIN)/dispatchgym evaluate demo --out $(DEMO) --fresh --policies $(DEMO_POLICIES)
 
 test: lint types tests ## set up, then lint, types and tests
+
+test-vllm: $(VLLM)/.ready ## hold our vllm policy and the vLLM plug-in against vLLM 0.25.1's own scheduler, in .venv-vllm
+	@$(VLLM)/bin/python -m pytest -p no:cacheprovider -o filterwarnings=default tests/conformance/vllm $(PYTEST_ARGS)
+
+vllm-traces: $(VLLM)/.ready ## write down anew what vLLM's scheduler does, for the default tests
+	@VLLM_LOGGING_LEVEL=CRITICAL HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m tests.conformance.vllm.record
+
+# The wheel without its dependencies: kernels and CUDA libraries, which its scheduler does not need.
+$(VLLM)/.ready: tests/conformance/vllm/requirements.txt
+	@.ci/environment $(VLLM) $< -r $<
+	@$(VLLM)/bin/python -m pip install --quiet --no-deps vllm==0.25.1 xgrammar==0.2.1 -e . || { rm $@; exit 1; }
 
 lint: setup ## ruff: rules and formatting
 	@$(BIN)/ruff check .
