@@ -36,8 +36,9 @@ def main(argv: list[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("dispatchgym"):
             raise
+        extra = "serving" if argv[0] == "llm" else "kubernetes"
         raise UsageError(
-            f"serve {argv[0]} needs {error.name}, which is not installed: pip install 'dispatchgym[{'serving' if argv[0] == 'llm' else 'kubernetes'}]'"
+            f"serve {argv[0]} needs {error.name}, which is not installed: pip install 'dispatchgym[{extra}]'"
         ) from None
     code: int = server(argv[1:])
     return code

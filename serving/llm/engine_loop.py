@@ -113,6 +113,7 @@ class EngineLoop:
         self._sequences: dict[int, _Sequence] = {}  # by the engine's number
         self._numbers: dict[int, int] = {}  # by key
         self._preemptions = 0
+        self._owes_news = False  # the last sequence was cancelled: no step will tell that its blocks are free
         self._loaded: queue.SimpleQueue[tuple[Switch, Loaded | str]] = queue.SimpleQueue()
         self._bell_read, self._bell = os.pipe()
         self._recorder = Recorder(recipe.record, recipe.record_bytes) if recipe.record else None
@@ -169,6 +170,7 @@ class EngineLoop:
             if number is not None:
                 self.engine.abort(number)
                 self._forget(number)
+                self._owes_news = not self._sequences
         else:
             threading.Thread(target=self._load, args=(message,), name="load scheduler", daemon=True).start()
 
@@ -215,8 +217,9 @@ class EngineLoop:
         before = int(engine.state.eng["steps"][0])
         began = self._clock()
         view = engine.view() if self._recorder is not None and self._sequences else None
-        if not self._sequences or not self.seat.step():
+        if not (self._sequences and self.seat.step()) and not self._owes_news:
             return None
+        self._owes_news = False
         e = engine.state.eng[0]
         ran = int(e["steps"]) > before
         rows = engine.state.batch[: int(e["prefills"] + e["decodes"])] if ran else engine.state.batch[:0]
@@ -243,6 +246,8 @@ class EngineLoop:
                 is_benched=self.seat.is_benched,
             )
         )
+        if not self._sequences:
+            return None
         return 0.0 if ran else max(0.0, engine.wait_until_s - self._clock())
 
     def _gather(self, rows: Any) -> tuple[list[int], list[Output]]:
@@ -275,7 +280,7 @@ class EngineLoop:
             self._executor.flush()
         known = self._executor.outputs(number)
         tokens = tuple(known.ids[sequence.sent :].tolist())
-        logprobs = tuple((one.logprob, one.top) for one in known.logprobs[sequence.sent :])
+        logprobs = tuple(known.logprobs[sequence.sent :])
         sequence.sent += len(tokens)
         reason = ""
         if has_ended:

@@ -18,7 +18,7 @@ from dispatchgym.serving.wire import RequestError
 REPLACED = "\ufffd"
 """What stands for bytes that are no character (yet)."""
 MOST_HELD = 8
-"""Tokens whose text is held back because it may still become a character."""
+"""Tokens whose text is held back because it may still become a character; one of four bytes needs four at most."""
 
 Message = Mapping[str, Any]
 
@@ -99,8 +99,11 @@ class TextStream:
 
     def push(self, ids: Sequence[int]) -> str:
         """The text that these tokens add."""
-        self._ids += ids
-        return self._take(force=len(self._ids) - self._told > MOST_HELD)
+        told = ""
+        for token in ids:
+            self._ids.append(token)
+            told += self._take(force=len(self._ids) - self._told > MOST_HELD)
+        return told
 
     def flush(self) -> str:
         """What was held back."""

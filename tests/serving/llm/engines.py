@@ -25,14 +25,9 @@ PROFILE = Profile(
 )  # fmt: skip
 
 
-class Likely(NamedTuple):
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-
-
 class Told(NamedTuple):
     ids: npt.NDArray[np.int32]
-    logprobs: tuple[Likely, ...]
+    logprobs: tuple[tuple[float, tuple[tuple[int, float], ...]], ...]
 
 
 class Gate:
@@ -74,7 +69,7 @@ class LetterExecutor:
     def outputs(self, request: int) -> Told:
         told = self.told[request]
         wanted = self.prompts[request][1].logprobs
-        each = tuple(Likely(-0.5, tuple((98 + k, -1.0 - k) for k in range(wanted))) for _ in told)
+        each = tuple((-0.5, tuple((98 + k, -1.0 - k) for k in range(wanted))) for _ in told)
         return Told(np.array(told, np.int32), each if wanted >= 0 else ())
 
     def flush(self) -> None: ...
