@@ -35,6 +35,7 @@ from dispatchgym.agents.runtime import RUNTIMES, OneGraph, Runtime, RuntimeName
 from dispatchgym.agents.settings import FAMILIES, SPECS, Setting, may_wait, setting_of
 from dispatchgym.envs.api import DispatchGymError, GraphSpec, UsageError
 from dispatchgym.envs.jobshop.batch import ShopConfig
+from dispatchgym.envs.llm.batch import ChoicesConfig
 from dispatchgym.envs.packing.shortlist import ShortlistConfig
 from dispatchgym.envs.registry import unknown_name
 
@@ -101,6 +102,17 @@ class Bundle:
         """
         if not isinstance(self.setting, ShortlistConfig):
             raise UsageError(f"bundle {self.name} is for {self.manifest['family']}, not for packing")
+        return self.setting
+
+    @property
+    def engine(self) -> ChoicesConfig:
+        """The setting of a policy for LLM engines.
+
+        Raises:
+            UsageError: it is for something else.
+        """
+        if not isinstance(self.setting, ChoicesConfig):
+            raise UsageError(f"bundle {self.name} is for {self.manifest['family']}, not for LLM engines")
         return self.setting
 
 

@@ -17,6 +17,7 @@ from dispatchgym.agents.bundle_results import Evaluated, Figure, evaluations
 from dispatchgym.agents.runtime import RUNTIMES
 from dispatchgym.agents.settings import FAMILIES
 from dispatchgym.envs.jobshop.batch import ShopConfig
+from dispatchgym.envs.llm.batch import ChoicesConfig
 from dispatchgym.envs.packing.shortlist import ShortlistConfig
 
 
@@ -106,6 +107,8 @@ def _setting(loaded: Bundle) -> str:
     if isinstance(loaded.setting, ShopConfig):
         return f"{loaded.setting.variant}, builder {loaded.setting.builder_name}"
     choices = loaded.setting
+    if isinstance(choices, ChoicesConfig):
+        return f"LLM engines, up to {choices.most} choices at a time"
     if loaded.runtime.spec.graph == "bindings":
         return f"GPU clusters, the {choices.most} best bindings"
     return f"pods by priority, up to {choices.moves} moves, {'with' if choices.evict else 'no'} evictions"
@@ -180,7 +183,7 @@ def _begun(about: _About) -> str:
     warm_start = about.manifest["training"].get("warm_start")
     teacher = warm_start.get("teacher") if isinstance(warm_start, dict) else warm_start
     setting = about.loaded.setting
-    if isinstance(setting, ShortlistConfig) and setting.merit:
+    if isinstance(setting, ShortlistConfig | ChoicesConfig) and setting.merit:
         return "; began as the tuned merit"
     return f"; began by imitating {teacher!s:.40}" if teacher else "; from scratch"
 

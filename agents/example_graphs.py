@@ -13,12 +13,14 @@ from dispatchgym.agents.settings import Setting
 from dispatchgym.envs.api import GraphSpec
 from dispatchgym.envs.jobshop.batch import GraphName, ShopBatch, ShopConfig
 from dispatchgym.envs.jobshop.generate import random_instance
+from dispatchgym.envs.llm.batch import ChoicesConfig, EngineBatch, Room
+from dispatchgym.envs.llm.draws import DrawConfig, draw
 from dispatchgym.envs.packing import twin
 from dispatchgym.envs.packing.generate import priority_matters
 from dispatchgym.envs.packing.shortlist import ShortlistConfig, Shortlists, ShortName
 
 Size = tuple[int, int]
-"""Jobs and machines; nodes and pods a node."""
+"""Jobs and machines; nodes and pods a node; requests, as their product."""
 
 CROWDED = 1.0
 """Usage of the clusters of pods: some decisions move pods."""
@@ -28,6 +30,8 @@ def examples(spec: GraphSpec, setting: Setting, sizes: Sequence[Size], seed: int
     """A decision some way into the run of a generated problem of each size."""
     if isinstance(setting, ShopConfig):
         return _of_shops(spec, setting, sizes, seed)
+    if isinstance(setting, ChoicesConfig):
+        return _of_engines(spec, setting, sizes, seed)
     return _of_clusters(spec, setting, sizes, seed)
 
 
@@ -70,3 +74,23 @@ def _of_clusters(
                 break
             seen = lists.observe()
         yield (nodes, per_node), one_of(spec, seen, 0)
+
+
+def _of_engines(
+    spec: GraphSpec, config: ChoicesConfig, sizes: Sequence[Size], seed: int
+) -> Iterator[tuple[Size, OneGraph]]:
+    """A random part of the way, by random choices."""
+    rng = np.random.default_rng(seed)
+    for first, second in sizes:
+        number = first * second
+        serving = draw(rng, DrawConfig(requests=(number, number), longest=256, mixes=("prefixes",), load=(2.0, 2.0)))
+        batch = EngineBatch(1, Room.of([serving]), config)
+        batch.load(0, serving)
+        batch.begin()
+        seen = batch.observe()
+        for _ in range(int(rng.integers(1, number + 1))):
+            batch.step(rng.integers(batch.count))
+            if batch.over[0]:
+                break
+            seen = batch.observe()
+        yield (first, second), one_of(spec, seen, 0)

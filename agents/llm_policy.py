@@ -98,6 +98,6 @@ def _graph(choices: Choices, count: int) -> OneGraph:
             "prefix": choices.prefix_row[:prefixes],
             "engine": choices.engine[None],
         },
-        {"prefix": choices.prefix[:count]},
+        {"shares": choices.prefix[:count]},
         np.arange(count),
     )

@@ -8,14 +8,17 @@ from typing import Any, NamedTuple
 from dispatchgym.envs.api import GraphSpec
 from dispatchgym.envs.jobshop import graph as shop_graphs
 from dispatchgym.envs.jobshop.batch import ShopConfig
+from dispatchgym.envs.llm import graph as engine_graph
+from dispatchgym.envs.llm.batch import ChoicesConfig
 from dispatchgym.envs.packing import shortlist
 from dispatchgym.envs.packing.shortlist import ShortlistConfig
 from dispatchgym.solvers.jobshop.rules import RULES as SHOP_RULES
+from dispatchgym.solvers.llm.schedulers import SCHEDULERS
 from dispatchgym.solvers.packing.rules import RULES as PACKING_RULES
 
-Setting = ShopConfig | ShortlistConfig
+Setting = ShopConfig | ShortlistConfig | ChoicesConfig
 
-SPECS: Mapping[str, GraphSpec] = {**shop_graphs.SPECS, **shortlist.SPECS}
+SPECS: Mapping[str, GraphSpec] = {**shop_graphs.SPECS, **shortlist.SPECS, **engine_graph.SPECS}
 """Graphs that policies are trained on."""
 
 
@@ -36,8 +39,9 @@ class Family(NamedTuple):
 FAMILIES: Mapping[str, Family] = {
     "jobshop": Family("shop", ShopConfig, tuple(SHOP_RULES)),
     "packing": Family("choices", ShortlistConfig, (*PACKING_RULES, "kube-scheduler")),
+    "llm": Family("choices", ChoicesConfig, tuple(SCHEDULERS)),
 }
-FALLBACKS: Mapping[str, str] = {"repack": "kube-scheduler", "bindings": "fgd"}
+FALLBACKS: Mapping[str, str] = {"repack": "kube-scheduler", "bindings": "fgd", "engine": "least-slack"}
 """Graph -> rule, where a policy does not start as a rule that is quick enough itself."""
 LAST_FALLBACK = "lrpt"
 

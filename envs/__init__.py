@@ -13,12 +13,14 @@ class EnvEntry(NamedTuple):
 
 _SHOP = "dispatchgym.envs.jobshop.env:ShopEnv", "dispatchgym.envs.jobshop.vector:ShopVectorEnv"
 _CLUSTER = "dispatchgym.envs.packing.env:PackingEnv", "dispatchgym.envs.packing.vector:PackingVectorEnv"
+_ENGINE = "dispatchgym.envs.llm.env:LLMEngineEnv", "dispatchgym.envs.llm.vector:LLMEngineVectorEnv"
 ENVS = {
     "dispatchgym/JobShop-v0": EnvEntry(*_SHOP, {"variant": "jssp"}),
     "dispatchgym/BlockingJobShop-v0": EnvEntry(*_SHOP, {"variant": "bws"}),
     "dispatchgym/InterruptingJobShop-v0": EnvEntry(*_SHOP, {"variant": "isbjssp"}),
     "dispatchgym/PodPacking-v0": EnvEntry(*_CLUSTER, {"world": "pods"}),
     "dispatchgym/GpuPacking-v0": EnvEntry(*_CLUSTER, {"world": "gpus"}),
+    "dispatchgym/LLMEngine-v0": EnvEntry(*_ENGINE, {}),
 }
 """Gymnasium id -> its environments."""
 

@@ -11,6 +11,7 @@ import yaml
 
 from dispatchgym.agents.architecture import PolicyConfig
 from dispatchgym.agents.graph_vec_env import RolloutConfig
+from dispatchgym.agents.llm_world import LLMSource
 from dispatchgym.agents.packing_world import PackingSource
 from dispatchgym.agents.plain_values import build, to_mapping
 from dispatchgym.agents.rollout_buffer import Advantage
@@ -18,18 +19,24 @@ from dispatchgym.agents.schedules import SHAPES
 from dispatchgym.agents.shop_world import InstanceSource
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.jobshop.batch import ShopConfig
+from dispatchgym.envs.llm.graph import SPECS as ENGINE_SPECS
 from dispatchgym.envs.packing import shortlist
 from dispatchgym.envs.registry import unknown_name
 
 SCHEMA = 1
 
-Graph = Literal["jobs", "ops", "pilot", "repack", "bindings"]
-"""Graphs to train on: three of the job shop, two of packing."""
+Graph = Literal["jobs", "ops", "pilot", "repack", "bindings", "engine"]
+"""Graphs to train on: three of the job shop, two of packing, one of an LLM engine."""
 
 
 def is_packing(graph: Graph) -> bool:
     """The graph is one of packing, and `packing` describes its world; else `shop` and `instances` do."""
     return graph in shortlist.SPECS
+
+
+def is_llm(graph: Graph) -> bool:
+    """The graph is that of an LLM engine, and `llm` describes its world."""
+    return graph in ENGINE_SPECS
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +199,7 @@ class TrainConfig:
             encoder works in bfloat16 while training: half the memory traffic, 2 to 3 digits. Logits, losses and weights
             stay float32, and so does all of the evaluation.
         graph: which observation, and by it which world: "jobs", "ops" and "pilot" are of the job shop, "repack" is of
-            clusters of pods, "bindings" of clusters of GPUs.
+            clusters of pods, "bindings" of clusters of GPUs, "engine" of an LLM engine.
         ema: per iteration, how much of the averaged weights stays; the average is what is evaluated and exported.
         checkpoint_every: iterations between two checkpoints.
     """
@@ -209,6 +216,7 @@ class TrainConfig:
     shop: ShopConfig = field(default_factory=ShopConfig)
     instances: InstanceSource = field(default_factory=InstanceSource)
     packing: PackingSource = field(default_factory=PackingSource)
+    llm: LLMSource = field(default_factory=LLMSource)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)

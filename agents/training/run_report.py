@@ -51,6 +51,7 @@ SUITES: Mapping[str, str] = {
     "isbjssp": "interrupting/lawrence",
     "repack": "packing/priority-matters",
     "bindings": "packing/openb",
+    "engine": "llm/flow-prefill",
 }
 """Where a policy of each shop, and of each graph of packing, is judged."""
 
@@ -123,6 +124,8 @@ def _header(config: TrainConfig, rows: Sequence[Mapping[str, Any]], outcome: str
 
 def _instances(config: TrainConfig) -> str:
     """What is trained on, in a few words."""
+    if config.graph == "engine":
+        return f"LLM engines under random traffic: {', '.join(config.llm.draw.mixes)}"
     if config.graph == "bindings":
         scales = ", ".join(f"{scale:g}" for scale in config.packing.twins.scales)
         return f"GPU clusters, twins of openb at scale {scales}"

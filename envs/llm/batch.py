@@ -14,11 +14,12 @@ from dispatchgym.envs.llm.apply import REPAIRS
 from dispatchgym.envs.llm.batching import BatchingRule
 from dispatchgym.envs.llm.choices import Choices, new_choices
 from dispatchgym.envs.llm.draws import HISTORY, Serving
+from dispatchgym.envs.llm.executor import Executor, batch_of
 from dispatchgym.envs.llm.graph import MERIT, NUM_COLUMNS, SPEC, WEIGHTS
 from dispatchgym.envs.llm.setup import fresh_state
-from dispatchgym.envs.llm.sight import Sight, new_sight
+from dispatchgym.envs.llm.sight import new_sight
 from dispatchgym.envs.llm.state import State
-from dispatchgym.envs.llm.turns import EPISODE, Turns, play
+from dispatchgym.envs.llm.turns import BOOK, EPISODE, Turns, play
 
 F64 = npt.NDArray[np.float64]
 
@@ -31,17 +32,20 @@ class Reward:
         credit: for a request that met all its bounds; half of it is paid, subject to the rest, with its first token.
         crowd: cost of a request that is there for a second: -N(t) dt.
         recompute: cost of a token computed again.
-        horizon_s: what is paid t seconds later counts exp(-t / horizon_s); inf: as much.
+        lasting: cost of the problem's `reference_s`, for each of its requests: 1 makes the return, a request, the share
+            that met its bounds less the time that all took in that unit.
+        fading: what is paid t seconds later counts exp(-fading x t).
     """
 
     credit: float = 1.0
     crowd: float = 0.01
     recompute: float = 1e-4
-    horizon_s: float = float("inf")
+    lasting: float = 0.0
+    fading: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.horizon_s > 0:
-            raise UsageError(f"reward.horizon_s is {self.horizon_s}; it must be above 0, inf for no discount")
+        if not self.fading >= 0:
+            raise UsageError(f"reward.fading is {self.fading}; it must be at least 0, which is no discount")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +141,17 @@ class EngineBatch:
             how=np.zeros(room.requests + 1, np.int32),
         )
         self.turns.episode["over"] = 1
+        self.executors: dict[int, Executor] = {}
+
+    def state(self, i: int) -> State:
+        """The arrays of engine i."""
+        mine = State(*(array[i] for array in self.turns.state))
+        return mine._replace(req=mine.req[: int(mine.eng["num"][0])])
+
+    def run_elsewhere(self, i: int, executor: Executor) -> None:
+        """Let an executor run the steps of engine i, freshly loaded."""
+        self.executors[i] = executor
+        self.turns.episode["elsewhere"][i] = 1
 
     def load(self, i: int, serving: Serving, copies: int = 1) -> None:
         """Put a problem into engines i .. i + copies - 1, at its beginning; `begin` is next.
@@ -164,6 +179,7 @@ class EngineBatch:
         episode["max_wait_s"] = serving.engine.max_wait_s
         for name in ("credit", "crowd", "recompute"):
             episode[name] = getattr(self.reward, name)
+        episode["lasting"] = self.reward.lasting * len(serving.workload) / serving.reference_s
         self.turns.counts[i : i + copies] = 0
 
     def begin(self) -> F64:
@@ -176,14 +192,26 @@ class EngineBatch:
         Returns:
             Rewards, shape (N,).
         """
-        reward = np.zeros(self.num_envs)
-        play(self.turns, actions.astype(np.int64), reward, False)
-        return reward
+        return self._play(actions.astype(np.int64), False)
 
     def finish(self) -> F64:
         """Let the merit play every engine to its end; returns the rewards on the way, shape (N,)."""
+        return self._play(np.full(self.num_envs, -1, np.int64), True)
+
+    def _play(self, actions: npt.NDArray[np.int64], to_end: bool) -> F64:
         reward = np.zeros(self.num_envs)
-        play(self.turns, np.full(self.num_envs, -1, np.int64), reward, True)
+        play(self.turns, actions, reward, to_end)
+        episode = self.turns.episode
+        while self.executors and episode["pending"].any():
+            more, book = np.zeros(self.num_envs), np.full(self.num_envs, -1, np.int64)
+            for i in np.flatnonzero(episode["pending"]).tolist():
+                state = self.state(i)
+                result = self.executors[i].run(batch_of(state), np.inf)
+                rows = state.batch[: state.eng["batch"][0]]
+                rows["emitted"], rows["stopped"] = result.emitted, result.stopped
+                episode["duration_s"][i], book[i] = result.duration_s, BOOK
+            play(self.turns, book, more, to_end)
+            reward += more
         return reward
 
     def reweigh(self, weights: F64) -> None:
@@ -205,7 +233,7 @@ class EngineBatch:
     @property
     def discount(self) -> F64:
         """What a reward after the time since the last decision is worth, shape (N,)."""
-        found: F64 = np.exp(-self.turns.episode["elapsed_s"] / self.reward.horizon_s)
+        found: F64 = np.exp(-self.reward.fading * self.turns.episode["elapsed_s"])
         return found
 
     @property
@@ -254,7 +282,7 @@ def graphs_of(choices: Choices, count: npt.NDArray[np.int64]) -> GraphBatch:
             "engine": choices.engine.copy(),
         },
         ptr={"request": ptr, "prefix": prefix_ptr, "engine": np.arange(n + 1, dtype=np.int32)},
-        link={"prefix": np.where(own >= 0, own + offset, -1).astype(np.int32)},
+        link={"shares": np.where(own >= 0, own + offset, -1).astype(np.int32)},
         candidate=rows,
         action=place,
         candidate_ptr=ptr,

@@ -3,8 +3,8 @@
 What is drawn, each independently unless said otherwise (U: uniform, L: log-uniform):
 
 - step times: the roofline profile of an 8B model on an H200, its coefficients each times L(0.5, 2), then all times
-  L(0.5, 4); a token of a prompt and reading KV as if texts were L(1, 12) times as long; half of the time a fixed cost of 0 to 30 % of a step for mixing prompts
-  and decoding.
+  L(0.5, 4); a token of a prompt and reading KV as if texts were L(1, 12) times as long; half of the time a fixed cost
+  of 0 to 30 % of a step for mixing prompts and decoding.
 - engine: 8 to 64 places; steps of 64 to 2,048 tokens; a pool for U(0.25, 0.9) of the places at their mean length
   (pressed) or for all of them (roomy), evenly.
 - traffic: one of the mixes below; arrivals Poisson (half), gamma of deviation L(1, 3), bursts, or all at once (one in
@@ -26,6 +26,7 @@ import numpy.typing as npt
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.profile import Profile, load_profile
+from dispatchgym.envs.llm.simulate import simulate
 from dispatchgym.envs.llm.workload import Workload
 from dispatchgym.envs.llm.workloads.arranged import arranged
 from dispatchgym.envs.llm.workloads.arrivals import burst, gamma, poisson
@@ -34,16 +35,28 @@ from dispatchgym.envs.llm.workloads.lengths import log_normal
 Ints = npt.NDArray[np.int64]
 HASH_TOKENS = 16
 HISTORY = 256
+MOST_SEQS = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Serving:
-    """A problem: who comes, to what engine. `group` names the traffic."""
+    """A problem: who comes, to what engine.
+
+    Attributes:
+        group: names the traffic.
+        reference_s: how long all of it takes under the engine's own rule, inf where nobody has looked.
+    """
 
     workload: Workload
     engine: EngineConfig
     profile: Profile
     group: str = "given"
+    reference_s: float = float("inf")
+
+    def referenced(self) -> Serving:
+        """The same with `reference_s` measured."""
+        record = simulate(self.workload, None, self.engine, self.profile, steps=False)
+        return replace(self, reference_s=max(record.end_s, 1e-9))
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +217,7 @@ def draw_profile(rng: np.random.Generator) -> Profile:
 
 
 def _engine(rng: np.random.Generator, traffic: _Traffic, longest: int) -> EngineConfig:
-    places = round(_log_uniform(rng, 8, 64))
+    places = round(_log_uniform(rng, 8, MOST_SEQS))
     mean = float((traffic.prompt + traffic.output).mean())
     most = int((traffic.prompt + np.maximum(traffic.most, traffic.output)).max())
     pressed = rng.random() < 0.5

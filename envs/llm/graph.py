@@ -75,7 +75,7 @@ SPEC = GraphSpec(
     graph="engine",
     version=0,
     nodes=(NodeType("request", _REQUEST), NodeType("prefix", _PREFIX), NodeType("engine", _ENGINE)),
-    links=(Link("prefix", "request", "prefix"),),
+    links=(Link("shares", "request", "prefix"),),
     candidate="request",
     context="engine",
 )

@@ -22,6 +22,7 @@ from dispatchgym.envs.llm.state import DONE, ENDED, F64, I32, I64, WAITING, Stat
 
 _DONE, _ENDED, _WAITING, _FINISHED = DONE, ENDED, WAITING, FINISHED
 
+BOOK = -3
 _NOTHING = -2
 
 WAIT_STEPS = 2.0
@@ -37,10 +38,14 @@ EPISODE = np.dtype(
         ("recomputed", np.int64),
         ("elapsed_s", np.float64),  # between the last two decisions
         ("max_wait_s", np.float64),
+        ("elsewhere", np.int64),  # 1: an executor of its own runs the steps
+        ("pending", np.int64),  # 1: it is to run the step at hand
+        ("duration_s", np.float64),  # that it took
         # what is paid
         ("credit", np.float64),
         ("crowd", np.float64),
         ("recompute", np.float64),
+        ("lasting", np.float64),
     ]
 )
 
@@ -91,16 +96,20 @@ def play(turns: Turns, actions: I64, reward: F64, to_end: bool) -> None:
     """Carry out `actions` (-1: none) in every engine that is not over, then all that is without alternative.
 
     Rewards are written. `to_end`: all further choices are those of the highest merit, until every engine is over.
+    An engine whose steps run elsewhere stops with `pending`; action BOOK goes on once `duration_s` is there and the
+    rows of its batch say what came out.
     """
     for i in range(len(actions)):
         reward[i] = 0.0
         episode = turns.episode[i]
-        episode.elapsed_s = 0.0
         if episode.over == 1:
+            episode.elapsed_s = 0.0
             continue
         s, sight, choices = state_of(turns.state, i), sight_of(turns.sight, i), choices_of(turns.choices, i)
         before_s = s.eng[0].now
         action = int64(actions[i])
+        if action != BOOK:
+            episode.elapsed_s = 0.0
         while True:
             is_step = action == _NOTHING
             if action >= 0:
@@ -112,7 +121,13 @@ def play(turns: Turns, actions: I64, reward: F64, to_end: bool) -> None:
                 elif kind == RUN:
                     is_step = True
             if is_step:
-                reward[i] += _make_step(s, sight, episode, turns.default, turns.how, turns.counts[i], turns.first)
+                _fill(s, sight, turns.default, turns.how, turns.counts[i], turns.first)
+                episode.fresh = 1
+                if episode.elsewhere == 1:
+                    episode.pending = 1
+                    break
+            if is_step or action == BOOK:
+                reward[i] += _book(s, sight, episode)
             if episode.fresh == 1:
                 known = s.eng[0].next
                 if next_epoch(s) == _DONE:
@@ -130,7 +145,8 @@ def play(turns: Turns, actions: I64, reward: F64, to_end: bool) -> None:
             else:
                 episode.decisions += 1
                 break
-        episode.elapsed_s = s.eng[0].now - before_s
+        episode.elapsed_s += s.eng[0].now - before_s
+        reward[i] -= episode.lasting * (s.eng[0].now - before_s)
 
 
 @inlined
@@ -144,22 +160,29 @@ def _late_arrivals(s: State, known: int) -> float:
 
 
 @compiled
-def _make_step(s: State, sight: Sight, episode: Any, default: Any, how: I32, counts: I64, first: I64) -> float:
-    """Carry out the plan; returns what that pays."""
-    e, h = s.eng[0], sight.head[0]
-    steps = hold_of(sight)
+def _fill(s: State, sight: Sight, default: Any, how: I32, counts: I64, first: I64) -> None:
+    """Fill the step by the plan."""
+    h = sight.head[0]
     begin(s)
     apply(
         s, NO_ORDER, sight.out[: h.preempted], how[: h.preempted], sight.grant[: h.grants],
         sight.tokens[: h.grants], NO_ORDER, False, default, counts, first,
     )  # fmt: skip
-    episode.fresh = 1
+
+
+@compiled
+def _book(s: State, sight: Sight, episode: Any) -> float:
+    """Make the step at hand, or book the one that was made elsewhere; returns what it pays."""
+    e = s.eng[0]
     rows, before_s, crowd = e.batch, e.now, e.running + e.waiting
     recomputed = int64(0)
     for k in range(rows):
         recomputed -= s.req[s.batch[k].request].recomputed
-    if e.prefills == 0:
-        hold_on(s, steps, False, False)
+    if episode.elsewhere == 1:
+        episode.pending = 0
+        finish_step(s, episode.duration_s)
+    elif e.prefills == 0:
+        hold_on(s, hold_of(sight), False, False)
     else:
         emit(s)
         finish_step(s, step_seconds(s))
