@@ -32,9 +32,15 @@ I64 = npt.NDArray[np.int64]
 
 @compiled
 def is_plain(request: I32, tokens: I32, decode: I8, slot: I32, admission: I64, sequence: Any, admitted: I64) -> bool:
-    """Whether every row decodes a single token, of a request that the device has seen in this slot."""
+    """Whether every row decodes a single token, of a request that the device has seen in this slot.
+
+    Args:
+        request, tokens, decode, slot, admission: as in a batch.
+        sequence: requests, of SEQUENCE.
+        admitted: (slots,): admission that the device knows of.
+    """
     for i in range(len(request)):
-        if tokens[i] != 1 or decode[i] == 0 or admitted[slot[i]] != admission[i]:
+        if tokens[i] != 1 or decode[i] == 0 or admitted[slot[i]] != admission[i] or request[i] >= len(sequence):
             return False
         row = sequence[request[i]]
         if not row.here or row.logprobs >= 0:
@@ -45,51 +51,53 @@ def is_plain(request: I32, tokens: I32, decode: I8, slot: I32, admission: I64, s
 @compiled
 def pack_rows(
     request: I32, start: I32, slot: I32, table: I32, page: int, sequence: Any, arena: I32,
-    width: int, dummy: int, out: I32, emitted: I32, stopped: I8,
-) -> int:  # fmt: skip
+    width: int, padding: int, out: I32,
+) -> None:  # fmt: skip
     """Write a plain decoding step of `width` rows, of which the last are padding, into `out`.
-
-    A request whose stop token has come meanwhile puts out nothing and has stopped; the others put out a token, and
-    stop where that fills their room.
 
     Args:
         request, start, slot, table: as in a batch.
         page: tokens of a block.
-        sequence: requests, of SEQUENCE; `known` grows by what is put out.
-        arena: their texts.
-        dummy: slot of padding rows.
+        sequence, arena: requests, of SEQUENCE, and their texts.
+        padding: slot of rows that only fill up.
         out: (COLUMNS * width,).
-        emitted, stopped: (rows,), written.
-
-    Returns:
-        Rows that had stopped before.
     """
-    rows, late = len(request), int64(0)
+    rows = len(request)
     for i in range(rows):
         row = sequence[request[i]]
         at = int64(start[i])
         out[SLOT * width + i] = slot[i]
         out[POSITION * width + i] = at
         out[TOKEN * width + i] = arena[row.offset + at] if at < row.read else -1
-        new = at % page == 0
-        out[CHANGED_SLOT * width + i] = slot[i] if new else -1
+        out[CHANGED_SLOT * width + i] = slot[i] if at % page == 0 else -1
         out[CHANGED_PLACE * width + i] = at // page
         out[CHANGED_BLOCK * width + i] = table[slot[i], at // page]
-        if row.ended:
-            emitted[i], stopped[i] = 0, 1
-            late += 1
-        else:
-            row.known += 1
-            emitted[i] = 1
-            stopped[i] = 1 if row.known >= row.room else 0
     for i in range(rows, width):
-        out[SLOT * width + i] = dummy
+        out[SLOT * width + i] = padding
         out[POSITION * width + i] = 0
         out[TOKEN * width + i] = 0
         out[CHANGED_SLOT * width + i] = -1
         out[CHANGED_PLACE * width + i] = 0
         out[CHANGED_BLOCK * width + i] = 0
-    return late
+
+
+@compiled
+def put_out(request: I32, sequence: Any, emitted: I32, stopped: I8) -> None:
+    """What a plain step puts out: nothing where a stop token came before, else a token, which may be the last.
+
+    Args:
+        request: (rows,).
+        sequence: requests, of SEQUENCE; `known` grows.
+        emitted, stopped: (rows,), written.
+    """
+    for i in range(len(request)):
+        row = sequence[request[i]]
+        if row.ended:
+            emitted[i], stopped[i] = 0, 1
+        else:
+            row.known += 1
+            emitted[i] = 1
+            stopped[i] = 1 if row.known == row.room else 0
 
 
 @compiled
@@ -97,7 +105,7 @@ def book_tokens(request: I32, emitted: I32, tokens: I32, sequence: Any, stop: I3
     """Append the tokens of a step that have come to the host, and note which of them are stop tokens.
 
     Args:
-        request, emitted: (rows,), as `pack_rows` had and wrote them; rows that put out nothing are passed over.
+        request, emitted: (rows,), as `put_out` had and wrote them; rows that put out nothing are passed over.
         tokens: (rows,).
         stop: (requests, most stop tokens), filled up with -1.
     """

@@ -1,14 +1,13 @@
 """Whole decoding steps as CUDA graphs: table changes, embedding, layers, logits, draw, and the drawn tokens' way back.
 
 A step costs the host one copy to the device, one launch and one copy back, whatever the model's depth. Results are
-read when the caller asks for them, so the host can plan a step while the one before runs.
+read when the caller asks for them, so that the host can plan a step while the one before runs.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -39,18 +38,19 @@ def graph_sizes(most: int) -> tuple[int, ...]:
     return (*(size for size in sizes if size < most), most)
 
 
-@dataclass(slots=True)
-class Flight:
-    """A step's own buffers on the host.
+class GraphFlight:
+    """A step's own pinned buffers: the rows that the device is sent, the tokens that it sends back."""
 
-    Attributes:
-        packed: int32, pinned: what the device is sent.
-        tokens: int32, pinned: what it sends back, there once `done` has passed.
-    """
+    def __init__(self, pitch: int) -> None:
+        self.packed = torch.zeros(COLUMNS * pitch, dtype=torch.int32, pin_memory=True)
+        self.sampled = torch.zeros(pitch, dtype=torch.int32, pin_memory=True)
+        self.rows: I32 = self.packed.numpy()
+        self.tokens: I32 = self.sampled.numpy()
+        self.done = torch.cuda.Event()
 
-    packed: torch.Tensor
-    tokens: torch.Tensor
-    done: torch.cuda.Event
+    def wait(self) -> None:
+        """Until the tokens are here."""
+        self.done.synchronize()
 
 
 class StepGraphs:
@@ -58,7 +58,7 @@ class StepGraphs:
 
     Args:
         decoder: whose steps.
-        slots: what the device knows of each; the last is for rows of padding, and names a block that nobody reads.
+        slots: what the device knows of each.
         most: requests that decode at once.
     """
 
@@ -66,19 +66,11 @@ class StepGraphs:
         self.sizes = graph_sizes(most)
         self._decoder = decoder
         self._slots = slots
-        self._dummy = len(slots.table) - 1
-        table = slots.table
+        device = slots.table.device
         pitch = _pitch(self.sizes[-1])
-        self._packed = torch.zeros(COLUMNS * pitch, dtype=torch.int32, device=table.device)
-        self._tokens = torch.zeros(pitch, dtype=torch.int32, device=table.device)
-        self._ring = [
-            Flight(
-                torch.zeros(COLUMNS * pitch, dtype=torch.int32, pin_memory=True),
-                torch.zeros(pitch, dtype=torch.int32, pin_memory=True),
-                torch.cuda.Event(),
-            )
-            for _ in range(IN_FLIGHT)
-        ]
+        self._packed = torch.zeros(COLUMNS * pitch, dtype=torch.int32, device=device)
+        self._tokens = torch.zeros(pitch, dtype=torch.int32, device=device)
+        self._ring = [GraphFlight(pitch) for _ in range(IN_FLIGHT)]
         self._turn = 0
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
@@ -104,20 +96,20 @@ class StepGraphs:
         """Rows from one column to the next in the step that runs so many."""
         return _pitch(self._width_of(rows))
 
-    def next_flight(self) -> Flight:
+    def next_flight(self) -> GraphFlight:
         """Buffers for a step, which nobody uses any more."""
         self._turn = (self._turn + 1) % IN_FLIGHT
         flight = self._ring[self._turn]
-        flight.done.synchronize()
+        flight.wait()
         return flight
 
-    def launch(self, flight: Flight, rows: int) -> None:
-        """Start the step whose rows, with padding up to `pitch_of(rows)`, lie in `flight.packed`."""
+    def launch(self, flight: GraphFlight, rows: int) -> None:
+        """Start the step whose rows, with padding up to `pitch_of(rows)`, lie in `flight.rows`."""
         width = self._width_of(rows)
         size = COLUMNS * _pitch(width)
         self._packed[:size].copy_(flight.packed[:size], non_blocking=True)
         self._graphs[width].replay()
-        flight.tokens[:rows].copy_(self._tokens[:rows], non_blocking=True)
+        flight.sampled[:rows].copy_(self._tokens[:rows], non_blocking=True)
         flight.done.record()
 
     def _width_of(self, rows: int) -> int:
@@ -152,7 +144,7 @@ class StepGraphs:
     def _send_padding(self, width: int) -> None:
         """Rows that touch nothing but what is there for padding."""
         columns = torch.zeros(COLUMNS, _pitch(width), dtype=torch.int32)
-        columns[SLOT] = self._dummy
+        columns[SLOT] = self._slots.padding
         columns[CHANGED_SLOT] = -1
         self._packed[: columns.numel()].copy_(columns.view(-1))
 

@@ -37,13 +37,14 @@ class Sequences:
 
     Attributes:
         row: of SEQUENCE.
+        arena: the texts.
         stop: stop tokens of each request, filled up with -1, shape (requests, most stop tokens of any).
     """
 
     def __init__(self) -> None:
         self.row: npt.NDArray[Any] = np.zeros(64, SEQUENCE)
         self.stop: I32 = np.full((64, 1), _NO_TOKEN, np.int32)
-        self._arena: I32 = np.zeros(1 << 14, np.int32)
+        self.arena: I32 = np.zeros(1 << 14, np.int32)
         self._used = 0
 
     def add(self, request: int, prompt: I32, sampling: Sampling, eos: tuple[int, ...]) -> None:
@@ -68,7 +69,7 @@ class Sequences:
         room = len(prompt) + sampling.max_new
         self._make_room(room)
         row["offset"], row["room"] = self._used, room
-        self._arena[self._used : self._used + len(prompt)] = prompt
+        self.arena[self._used : self._used + len(prompt)] = prompt
         self._used += room
         row["prompt"] = row["known"] = row["read"] = len(prompt)
         row["here"], row["ended"] = True, False
@@ -87,17 +88,17 @@ class Sequences:
         """What the host knows of a request's text; a view."""
         row = self.row[request]
         first = int(row["offset"])
-        return self._arena[first : first + int(row["read"])]
+        return self.arena[first : first + int(row["read"])]
 
     def tokens(self, requests: I32 | I64, places: I32 | I64) -> I32:
         """Token at a place of each request's text, whether or not the host knows it."""
-        found: I32 = self._arena[self.row["offset"][requests] + places]
+        found: I32 = self.arena[self.row["offset"][requests] + places]
         return found
 
     def append(self, requests: I32 | I64, tokens: I32) -> None:
         """A further token of each of these requests, which are distinct."""
         row = self.row
-        self._arena[row["offset"][requests] + row["read"][requests]] = tokens
+        self.arena[row["offset"][requests] + row["read"][requests]] = tokens
         row["read"][requests] += 1
 
     def are_stops(self, requests: I32 | I64, tokens: I32) -> npt.NDArray[np.bool_]:
@@ -112,17 +113,17 @@ class Sequences:
             self.stop = np.concatenate([self.stop, np.full((more, self.stop.shape[1]), _NO_TOKEN, np.int32)])
 
     def _make_room(self, room: int) -> None:
-        if self._used + room <= len(self._arena):
+        if self._used + room <= len(self.arena):
             return
         alive = np.flatnonzero(self.row["here"])
         alive = alive[np.argsort(self.row["offset"][alive])]
         used = int(self.row["room"][alive].sum())
-        arena = np.zeros(max(len(self._arena), 2 * (used + room)), np.int32)
+        arena = np.zeros(max(len(self.arena), 2 * (used + room)), np.int32)
         at = 0
         for request in alive.tolist():
             row = self.row[request]
             first, size = int(row["offset"]), int(row["room"])
-            arena[at : at + size] = self._arena[first : first + size]
+            arena[at : at + size] = self.arena[first : first + size]
             row["offset"] = at
             at += size
-        self._arena, self._used = arena, at
+        self.arena, self._used = arena, at

@@ -19,25 +19,29 @@ class SlotTable:
     Only what has changed is sent: the whole row after an admission, else the blocks that a step adds.
 
     Attributes:
-        table: int32 (max_seqs, blocks).
-        newest: int32 (max_seqs,).
-        temperature, top_p: float32; top_k: int32; seeds: int64; all (max_seqs,).
+        table: int32 (max_seqs + 1, blocks); the last row is for padding, and names the cache's block for that.
+        newest: int32 (max_seqs + 1,).
+        temperature, top_p: float32; top_k: int32; seeds: int64; all (max_seqs + 1,).
+        padding: slot of rows that only fill up a step.
+        admission: who the device knows to be in each slot, on the host.
     """
 
-    def __init__(self, max_seqs: int, blocks: int, device: torch.device) -> None:
+    def __init__(self, max_seqs: int, blocks: int, kv_blocks: int, device: torch.device) -> None:
         def empty(dtype: torch.dtype, *shape: int) -> torch.Tensor:
-            return torch.zeros(max_seqs, *shape, dtype=dtype, device=device)
+            return torch.zeros(max_seqs + 1, *shape, dtype=dtype, device=device)
 
         self.table = empty(torch.int32, blocks)
         self.newest = empty(torch.int32)
-        self.temperature, self.top_p = empty(torch.float32), empty(torch.float32)
+        self.temperature, self.top_p = empty(torch.float32), empty(torch.float32).fill_(1.0)
         self.top_k, self.seeds = empty(torch.int32), empty(torch.int64)
-        self._admission = np.full(max_seqs, -1, np.int64)
+        self.admission = np.full(max_seqs, -1, np.int64)
+        self.padding = max_seqs
+        self.table[max_seqs] = kv_blocks
 
     def admit(self, slots: I32, admissions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Note who is in these slots; which of them are new there."""
-        new = self._admission[slots] != admissions
-        self._admission[slots] = admissions
+        new = self.admission[slots] != admissions
+        self.admission[slots] = admissions
         return new
 
     def write(self, cells: torch.Tensor) -> None:

@@ -16,6 +16,7 @@ from dispatchgym.envs.llm.executor import Batch, StepResult
 from dispatchgym.envs.llm.state import NONE
 from dispatchgym.serving.executor.device import HostCopy, Pace, to_device
 from dispatchgym.serving.executor.drafts import accepted, propose
+from dispatchgym.serving.executor.fast_path import FastPath, PlainStep, Steps
 from dispatchgym.serving.executor.inputs import HostStep, StepInputs, pack, unpack
 from dispatchgym.serving.executor.kv_cache import KVCache
 from dispatchgym.serving.executor.logprobs import Logprob, logprobs_of
@@ -24,6 +25,7 @@ from dispatchgym.serving.executor.ops import Ops, TorchOps
 from dispatchgym.serving.executor.sampling import Draws, Sampling
 from dispatchgym.serving.executor.sequences import Sequences
 from dispatchgym.serving.executor.slots import SlotTable
+from dispatchgym.serving.executor.step_clock import StepClock
 from dispatchgym.serving.executor.steps import Rows, host_step, new_cells, rows_of, spans
 from dispatchgym.serving.executor.weights import Model
 
@@ -42,14 +44,6 @@ class Source(Protocol):
 
     def is_over(self, request: int) -> bool:
         """The request will not run any more."""
-
-
-class DecodeGraphs(Protocol):
-    """Whole steps of rows with one token each, captured beforehand."""
-
-    def run(self, step: StepInputs, draws: Draws) -> torch.Tensor:
-        """Sampled tokens, int32 (rows,), in a tensor that later runs leave alone until it has been copied; also left
-        in the slots' `newest`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +77,25 @@ class _Pending:
     kept: Bool  # of the tokens
     tokens: HostCopy
 
+    def book(self, sequences: Sequences) -> None:
+        """Wait for the tokens, and append them to their texts."""
+        tokens = self.tokens.wait()[self.kept]
+        sequences.append(self.request, tokens)
+        sequences.row["ended"][self.request] |= sequences.are_stops(self.request, tokens)
+
 
 class TorchExecutor:
     """An executor for engines, on a model of one's own.
 
-    Requests are made known by `add`, or asked from `source` when they first run. With `late`, a step's tokens are read
-    while the next one runs: a row that has come to a stop token is reported one step later, with nothing put out;
-    `flush` waits for the rest. Steps that verify drafts or keep log-probabilities are read at once all the same.
+    Requests are made known by `add`, or asked from `source` when they first run. With `late`, a decoding step's tokens
+    are read while the next step runs: a row that has come to a stop token is reported one step later, with nothing put
+    out; `flush` waits for the rest. Steps that read prompts, verify drafts or keep log-probabilities are waited for.
 
     Args:
         kv_blocks, block_tokens, host_blocks, max_seqs: those of the engine's configuration.
         max_len: longest text, drafts included; 0 for the most that the model was made for.
         ops: what stands between the matrix products; None for plain torch.
-        graphs: makes captured steps; None runs each one op by op.
+        graphs: makes captured steps, for plain decoding; None runs each one op by op.
         late: None for what suits the device: late on CUDA.
         source: texts of requests that have not been added; those are forgotten when they end, unless `keep`.
 
@@ -105,14 +105,14 @@ class TorchExecutor:
 
     def __init__(
         self, model: Model, *, kv_blocks: int, max_seqs: int, block_tokens: int = 16, host_blocks: int = 0,
-        max_len: int = 0, ops: Ops | None = None, graphs: Callable[[Decoder, SlotTable], DecodeGraphs] | None = None,
+        max_len: int = 0, ops: Ops | None = None, graphs: Callable[[Decoder, SlotTable], Steps] | None = None,
         late: bool | None = None, source: Source | None = None, keep: bool = False,
     ) -> None:  # fmt: skip
         self.model = model
         self.block_tokens = block_tokens
         self.max_len = min(max_len or model.spec.max_positions, model.spec.max_positions)
         self.cache = KVCache(model.spec, kv_blocks, block_tokens, host_blocks, model.device, model.dtype)
-        self.slots = SlotTable(max_seqs, -(-self.max_len // block_tokens) + 1, model.device)
+        self.slots = SlotTable(max_seqs, -(-self.max_len // block_tokens) + 1, kv_blocks, model.device)
         self.decoder = Decoder(model.spec, model.weights, self.cache.tensor, ops or TorchOps())
         self._late = model.device.type == "cuda" if late is None else late
         self._source = source
@@ -122,8 +122,12 @@ class TorchExecutor:
         self._logprobs: dict[int, list[Logprob]] = {}
         self._sourced: set[int] = set()
         self._paused: dict[int, _Pass] = {}
-        self._pending: _Pending | None = None
-        self._graphs = graphs(self.decoder, self.slots) if graphs is not None else None
+        self._pending: _Pending | PlainStep | None = None
+        self._leaving: list[int] = []
+        self._clock = StepClock()
+        self._fast: FastPath | None = None
+        if graphs is not None:
+            self._fast = FastPath(graphs(self.decoder, self.slots), self.slots, self._sequences, block_tokens)
 
     # --- requests ---
 
@@ -143,6 +147,8 @@ class TorchExecutor:
         if len(prompt) and not (prompt.min() >= 0 and prompt.max() < spec.vocabulary):
             wrong = prompt[(prompt < 0) | (prompt >= spec.vocabulary)][0]
             raise UsageError(f"request {request}: token {wrong} is not in the vocabulary of {spec.vocabulary}")
+        if request in self._leaving:
+            self.flush()
         self._sequences.add(request, prompt, sampling, spec.stop)
         if sampling.logprobs >= 0:
             self._logprobs[request] = []
@@ -176,10 +182,8 @@ class TorchExecutor:
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
-        tokens = pending.tokens.wait()[pending.kept]
-        sequences = self._sequences
-        sequences.append(pending.request, tokens)
-        sequences.row["ended"][pending.request] |= sequences.are_stops(pending.request, tokens)
+        pending.book(self._sequences)
+        self._forget_leaving()
 
     # --- steps ---
 
@@ -191,6 +195,10 @@ class TorchExecutor:
             UsageError: a request that is not known.
         """
         began = time.perf_counter()
+        if self._fast is not None and batch.group == NONE and not self._paused:
+            plain = self._fast.start(batch)
+            if plain is not None:
+                return self._go_on(plain, began)
         if batch.group != NONE:
             work = self._paused[int(batch.request[0])]
             for request in work.rows.request.tolist():
@@ -201,14 +209,44 @@ class TorchExecutor:
         if not self._run_segments(work, began + interrupt_s):
             self._paused.update(dict.fromkeys(work.rows.request.tolist(), work))
             nothing = np.zeros(len(batch.request), np.int32)
-            return StepResult(time.perf_counter() - began, nothing, nothing.astype(np.int8), segments_done=work.segment)
+            seconds = self._clock.waited(began)
+            return StepResult(seconds, nothing, nothing.astype(np.int8), segments_done=work.segment)
         emitted, stopped = self._sample(work)
+        if work.inputs.host.singles < len(work.rows.request):
+            self.flush()  # how long a step with prompts takes is known only at its end
+            stopped |= self._sequences.row["ended"][work.rows.request]
+        self._leave(work.rows.request[stopped])
         back = np.empty_like(emitted), np.empty_like(stopped)
         back[0][work.rows.order], back[1][work.rows.order] = emitted, stopped
-        for request in set(work.rows.request[stopped].tolist()) & self._sourced:
-            if not self._keep:
-                self.remove(request)
-        return StepResult(time.perf_counter() - began, back[0], back[1].astype(np.int8))
+        return StepResult(self._clock.waited(began), back[0], back[1].astype(np.int8))
+
+    def _go_on(self, plain: PlainStep, began: float) -> StepResult:
+        """While a plain step runs, see to the one before."""
+        launched = time.perf_counter()
+        previous_ended = self._pending is not None
+        self.flush()
+        plain.settle(self._sequences)
+        self._pending = plain
+        if self._late:
+            seconds = self._clock.launched(began, launched, previous_ended=previous_ended)
+        else:
+            self.flush()
+            plain.stopped |= self._sequences.row["ended"][plain.request]
+            seconds = self._clock.waited(began)
+        self._leave(plain.request[plain.stopped == 1])
+        return StepResult(seconds, plain.emitted, plain.stopped)
+
+    def _leave(self, requests: I32) -> None:
+        """These have ended: those that a source brought are forgotten once their last tokens are here."""
+        if not self._keep and self._sourced:
+            self._leaving += [request for request in requests.tolist() if request in self._sourced]
+        if self._pending is None:
+            self._forget_leaving()
+
+    def _forget_leaving(self) -> None:
+        leaving, self._leaving = self._leaving, []
+        for request in leaving:
+            self.remove(request)
 
     def _prepare(self, batch: Batch) -> None:
         """See to requests that are new, passes that were given up, and blocks that move."""
@@ -283,9 +321,6 @@ class TorchExecutor:
 
     def _run_segments(self, work: _Pass, until: float) -> bool:
         """Go on with a forward pass; False if it was told to pause before its end."""
-        host = work.inputs.host
-        if self._graphs is not None and until == np.inf and host.singles == len(host.slot) == len(host.picked):
-            return True  # sampling is part of a captured step
         if work.hidden is None:
             work.hidden = self.decoder.begin(work.inputs, self.slots.newest)
         pace = Pace(self.model.device) if until < np.inf else None
@@ -327,9 +362,7 @@ class TorchExecutor:
             inputs.positions[inputs.picked.long()], greedy=not (row["temperature"] > 0).any(),
             filtered=bool(((row["top_k"] > 0) | (row["top_p"] < 1)).any()),
         )  # fmt: skip
-        if work.hidden is None:
-            assert self._graphs is not None
-            return self._graphs.run(inputs, draws)
+        assert work.hidden is not None
         logits = self.decoder.finish(work.hidden, inputs)
         tokens = self.decoder.ops.sample(logits, draws)
         slots.newest[where] = tokens.to(torch.int32)
