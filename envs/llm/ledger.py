@@ -62,7 +62,8 @@ def find(s: State, key: int) -> int:
 
 
 @compiled
-def _enter(s: State, key: int, b: int) -> None:
+def enter_key(s: State, key: int, b: int) -> None:
+    """Block b can be found by this key."""
     mask = len(s.map_key) - 1
     at = key & mask
     while s.map_key[at] != 0:
@@ -190,7 +191,7 @@ def publish(s: State, r: int, before: int, after: int) -> int:
     for j in range(int64(before) // e.block_tokens, int64(after) // e.block_tokens):
         b = int64(s.table[q.slot, j])
         if s.block[b].key == 0:
-            _enter(s, key_of(s, r, j), b)
+            enter_key(s, key_of(s, r, j), b)
             new += 1
     return new
 
