@@ -29,6 +29,8 @@ from dispatchgym.serving.llm.server import build_app
 from dispatchgym.serving.llm.texts import Language
 
 DEMO = "demo"
+DEMO_BLOCKS = 2048
+"""Of the demo's pool, where nobody says: few enough to be filled by a little traffic."""
 MOST_CONNECTIONS = 4096
 
 
@@ -166,15 +168,16 @@ def check(options: ServeLlm) -> None:
     load_scheduler(options.scheduler)
 
 
-def recipe_of(options: ServeLlm, folder: Path | None) -> Recipe:
+def recipe_of(options: ServeLlm, folder: Path) -> Recipe:
     """How the engine's process builds it. `folder`: of the model."""
     return Recipe(
         build="dispatchgym.serving.llm.model:build_engine",
         arguments={
             "folder": str(folder),
+            "demo": options.demo,
             "device": options.device,
             "profile": options.profile,
-            "kv_blocks": options.kv_blocks,
+            "kv_blocks": options.kv_blocks or (DEMO_BLOCKS if options.demo else 0),
             "host_blocks": options.host_blocks,
             "block_tokens": options.block_tokens,
             "max_len": options.max_len,
@@ -214,11 +217,11 @@ async def serve(options: ServeLlm) -> int:
     rates = RateLimits(options.requests_per_minute, options.tokens_per_minute, time.monotonic)
     limits = Limits(waiting=options.max_waiting, output_tokens=options.max_output)
     with TemporaryDirectory(prefix="dispatchgym-demo-") as scratch:
-        folder = options.model or await asyncio.to_thread(_write_demo, Path(scratch))
+        folder = options.model or Path(scratch) / "model"
         name = options.served_name or (DEMO if options.demo else folder.resolve().name)
         frontend = Frontend(recipe_of(options, folder), limits, LlmMetrics(name), time.monotonic)
         async with frontend:  # the engine loads the model while we load the tokenizer
-            language = await asyncio.to_thread(Language, folder)
+            language = await asyncio.to_thread(_language, options, Path(scratch))
             asking = Asking(frontend, language, name, rates, options.deadline_s)
             admin = SchedulerAdmin(frontend, options.bundles, options.audit_log)
             server = _Server(
@@ -244,12 +247,14 @@ async def serve(options: ServeLlm) -> int:
     return 0 if server.started else 1
 
 
-def _write_demo(folder: Path) -> Path:
-    """A tiny model with random weights, and its tokenizer."""
-    from dispatchgym.serving.executor.demo import write_demo
+def _language(options: ServeLlm, scratch: Path) -> Language:
+    """The tokenizer of the model; the demo's is made here, beside the engine that makes its model."""
+    if options.model is not None:
+        return Language(options.model)
+    from dispatchgym.serving.executor.demo import byte_tokenizer
 
-    write_demo(folder)
-    return folder
+    byte_tokenizer().save_pretrained(str(scratch / "tokenizer"))
+    return Language(scratch / "tokenizer")
 
 
 async def _watch(frontend: Frontend, server: HttpServer, name: str) -> None:

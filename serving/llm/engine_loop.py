@@ -313,3 +313,6 @@ def engine_main(connection: Connection, recipe: Recipe, in_process: bool) -> Non
         log.exception("the engine has failed")
     finally:
         connection.close()
+        if in_process:
+            logging.shutdown()
+            os._exit(0)  # libraries of the model take seconds to clean up what the system takes back anyway

@@ -197,6 +197,8 @@ class Frontend:
         if self._restart is not None:
             self._restart.cancel()
         if self._host is not None:
+            if self.ready is None:
+                self._host.kill()  # still loading: nothing is lost
             await asyncio.to_thread(self._host.close)
         self._end_all(self._sequences.values(), UnavailableError("the server has ended"))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.profile import load_profile
@@ -14,14 +16,23 @@ GPU_MEMORY_FRACTION = 0.9
 
 
 def build_engine(
-    folder: str, device: str, profile: str, kv_blocks: int, host_blocks: int, block_tokens: int, max_len: int,
-    max_seqs: int, token_budget: int,
+    folder: str, demo: bool, device: str, profile: str, kv_blocks: int, host_blocks: int, block_tokens: int,
+    max_len: int, max_seqs: int, token_budget: int,
 ) -> Parts:  # fmt: skip
     """An engine over the model of a folder; 0 blocks are as many as fit, a `max_len` of 0 is the model's own.
+
+    `demo`: the folder is made if it is not there, with a tiny model of random weights.
 
     Raises:
         UsageError: the model cannot be loaded, or does not fit.
     """
+    if demo and not (Path(folder) / "config.json").exists():
+        from transformers.utils.logging import disable_progress_bar
+
+        from dispatchgym.serving.executor.demo import write_demo
+
+        disable_progress_bar()
+        write_demo(Path(folder))
     model = open_model(folder, device)
     spec = model.spec
     longest = min(max_len or spec.max_positions, spec.max_positions)
