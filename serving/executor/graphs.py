@@ -7,7 +7,7 @@ read when the caller asks for them, so that the host can plan a step while the o
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -60,10 +60,11 @@ class StepGraphs:
         decoder: whose steps.
         slots: what the device knows of each.
         most: requests that decode at once.
+        sizes: rows of the graphs, rising to `most`; None for `graph_sizes`.
     """
 
-    def __init__(self, decoder: Decoder, slots: SlotTable, most: int) -> None:
-        self.sizes = graph_sizes(most)
+    def __init__(self, decoder: Decoder, slots: SlotTable, most: int, sizes: Sequence[int] | None = None) -> None:
+        self.sizes = tuple(sizes or graph_sizes(most))
         self._decoder = decoder
         self._slots = slots
         device = slots.table.device
