@@ -199,12 +199,12 @@ class TorchExecutor:
             plain = self._fast.start(batch)
             if plain is not None:
                 return self._go_on(plain, began)
+        self._move(batch)
         if batch.group != NONE:
             work = self._paused[int(batch.request[0])]
             for request in work.rows.request.tolist():
                 del self._paused[request]
         else:
-            self._prepare(batch)
             work = self._assemble(batch)
         if not self._run_segments(work, began + interrupt_s):
             self._paused.update(dict.fromkeys(work.rows.request.tolist(), work))
@@ -248,12 +248,8 @@ class TorchExecutor:
         for request in leaving:
             self.remove(request)
 
-    def _prepare(self, batch: Batch) -> None:
-        """See to requests that are new, passes that were given up, and blocks that move."""
-        for request in batch.request.tolist():
-            if not self._sequences.has(request):
-                self._fetch(request)
-            self._drop_pass(request)
+    def _move(self, batch: Batch) -> None:
+        """Blocks to the host, and back."""
         if len(batch.swap_out):
             if self._source is not None:
                 for request in [r for r in self.cache.host_held if self._source.is_over(r)]:
@@ -283,7 +279,12 @@ class TorchExecutor:
             raise UsageError(f"request {request} is not known to the executor")
 
     def _assemble(self, batch: Batch) -> _Pass:
+        """A fresh pass; those that its requests were in have been given up."""
         sequences = self._sequences
+        for request in batch.request.tolist():
+            if not sequences.has(request):
+                self._fetch(request)
+            self._drop_pass(request)
         is_new = self.slots.admit(batch.slot, batch.admission)
         row = sequences.row[batch.request]
         end = batch.start + batch.tokens
