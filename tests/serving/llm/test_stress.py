@@ -1,0 +1,280 @@
+"""The LLM server when more is asked than it can do, when clients leave, and when something in it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan
+from dispatchgym.serving.llm import schedulers
+from dispatchgym.serving.llm.access import RateLimits
+from dispatchgym.serving.llm.frontend import Limits
+from dispatchgym.serving.llm.schedulers import Loaded
+from dispatchgym.solvers.llm.vllm import Vllm
+from tests.serving.llm.live import Live, eventually, letters, serving
+
+
+def ask(live: Live, prompt: str = "x", tokens: int = 4, **more: Any) -> httpx.Response:
+    body = {"model": "letters", "prompt": prompt, "max_tokens": tokens, **more}
+    return httpx.post(f"{live.url}/v1/completions", json=body, timeout=120)
+
+
+@contextmanager
+def asking(live: Live, count: int, **body: Any) -> Iterator[list[Any]]:
+    """Requests under way, each in a thread; the list holds futures of their answers."""
+    with ThreadPoolExecutor(count) as pool:
+        yield [pool.submit(ask, live, f"prompt {i}", **body) for i in range(count)]
+
+
+# --- too much ---
+
+
+def test_beyond_the_queues_bound_clients_are_told_when_to_come_again() -> None:
+    with serving(engine={"max_seqs": 2}, limits=Limits(waiting=3)) as live:
+        live.gate.is_open.clear()
+        with asking(live, 5) as answers:
+            # Two are in the step that the gate holds, as far as the server knows still queued: so three at most.
+            assert eventually(lambda: live.frontend.num_waiting == 3)
+            assert eventually(lambda: sum(a.done() for a in answers) == 2)
+            live.gate.is_open.set()
+        found = [a.result() for a in answers]
+        refused = [a for a in found if a.status_code == 429]
+        assert len(refused) == 2
+        assert all(int(a.headers["retry-after"]) >= 1 for a in refused)
+        assert refused[0].json()["error"]["type"] == "rate_limit_error"
+        assert sorted(a.status_code for a in found) == [200, 200, 200, 429, 429]
+        assert eventually(live.idle)
+        assert ask(live).status_code == 200
+
+
+def test_the_queue_is_bounded_in_prompt_tokens_too() -> None:
+    with serving(limits=Limits(waiting=100, waiting_tokens=50)) as live:
+        live.gate.is_open.clear()
+        with asking(live, 1) as first:
+            assert eventually(lambda: live.frontend.num_waiting == 1)
+            assert ask(live, "y" * 60).status_code == 429
+            live.gate.is_open.set()
+        assert first[0].result().status_code == 200
+        assert ask(live, "y" * 60).status_code == 200  # alone, even more than the bound comes in
+
+
+def test_a_tenant_beyond_its_rate_is_told_when_to_come_again_and_others_are_not() -> None:
+    rates = RateLimits(2, float("inf"), lambda: 0.0)  # time stands still
+    with serving(rates=rates) as live:
+        assert [ask(live, tenant="a").status_code for _ in range(3)] == [200, 200, 429]
+        assert ask(live, tenant="b").status_code == 200
+        assert ask(live, tenant="a").headers["retry-after"] == "30"
+
+
+# --- clients that leave, and time that runs out ---
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_blocks(stream: bool) -> None:
+    with serving(engine={"step_s": 0.001}) as live:
+
+        async def leave() -> None:
+            body = {"model": "letters", "prompt": "x" * 200, "max_tokens": 800, "stream": stream}
+            async with (
+                httpx.AsyncClient(timeout=120) as client,
+                client.stream("POST", f"{live.url}/v1/completions", json=body) as answer,
+            ):
+                await anext(answer.aiter_lines())
+
+        async def give_up() -> None:
+            task = asyncio.create_task(leave())
+            while not any(s.generated > 3 for s in live.frontend.sequences):
+                await asyncio.sleep(0.002)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        asyncio.run(leave() if stream else give_up())
+        assert eventually(live.idle)
+        assert live.frontend.last is not None
+        assert b'finished_reason="abort"' in live.frontend.metrics.text()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_deadline_cancels_a_request_that_waits_or_runs(stream: bool) -> None:
+    with serving(engine={"max_seqs": 1}) as live:
+        live.gate.is_open.clear()
+        answer = ask(live, deadline_ms=30, stream=stream)
+        if stream:
+            assert "deadline_exceeded" in answer.text
+            assert "[DONE]" not in answer.text
+        else:
+            assert (answer.status_code, answer.json()["error"]["code"]) == (408, "deadline_exceeded")
+        live.gate.is_open.set()
+        assert eventually(live.idle)
+
+
+# --- the engine goes down ---
+
+
+def test_a_crash_fails_what_runs_and_loses_nothing_that_waits() -> None:
+    with serving(engine={"max_seqs": 2}) as live:
+        live.gate.is_open.clear()
+        with asking(live, 6, tokens=50) as answers:
+            assert eventually(lambda: live.frontend.num_waiting == 6)
+            live.gate.fail_at = live.gate.steps + 4  # two run by then, four wait
+            live.gate.is_open.set()
+        found = [a.result() for a in answers]
+        failed = [a for a in found if a.status_code != 200]
+        assert len(failed) == 2
+        for answer in failed:
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_lost")
+            assert "the engine went down while this request ran" in answer.text
+        for i, answer in enumerate(found):
+            if answer.status_code == 200:
+                assert answer.json()["choices"][0]["text"] == letters(f"prompt {i}", 50)
+        assert eventually(live.idle)
+        assert b'dispatchgym:engine_restarts_total{model_name="letters"} 1.0' in live.frontend.metrics.text()
+
+
+def test_an_engine_that_never_gets_anything_done_is_given_up() -> None:
+    with serving(limits=Limits(backoff_s=0.0)) as live:
+        live.gate.fail_at = 0
+        keep_failing = threading.Event()
+
+        def fail_again() -> None:
+            while not keep_failing.wait(0.001):
+                live.gate.fail_at = 0
+
+        thread = threading.Thread(target=fail_again)
+        thread.start()
+        try:
+            answer = ask(live)
+            assert answer.status_code == 503
+            assert eventually(lambda: ask(live).status_code == 503 and bool(live.frontend.failed))
+        finally:
+            keep_failing.set()
+            thread.join()
+        assert httpx.get(f"{live.url}/healthz").status_code == 503
+        assert "in a row" in httpx.get(f"{live.url}/readyz").text
+
+
+def test_the_engines_process_may_be_killed() -> None:
+    """The same with a process of its own, which is killed from outside while it decodes."""
+    with serving(in_thread=False, engine={"max_seqs": 1, "step_s": 0.002}) as live:
+        with asking(live, 2, tokens=400) as answers:
+            assert eventually(lambda: any(s.generated > 3 for s in live.frontend.sequences))
+            assert live.frontend.engine_pid is not None
+            os.kill(live.frontend.engine_pid, signal.SIGKILL)
+        found = sorted(a.result().status_code for a in answers)
+        assert found == [200, 503]
+        assert eventually(live.idle)
+
+
+# --- the policy fails ---
+
+
+class Troubled:
+    """Decides as first come, first served; in between, as `trouble` says."""
+
+    name = "troubled"
+    oracle = False
+
+    def __init__(self, trouble: Any) -> None:
+        self.trouble = trouble
+        self.asked = 0
+        self.is_live = False
+
+    def reset(self, spec: EngineSpec, seed: int) -> None:
+        self.asked = 0
+
+    def decide(self, view: EngineView) -> Plan:
+        self.asked += 1
+        return self.trouble(self.asked, view) if self.is_live else Plan()
+
+
+def install(monkeypatch: pytest.MonkeyPatch, **troubles: Any) -> dict[str, Troubled]:
+    """Make troubled schedulers known to the server by name."""
+    made = {name: Troubled(trouble) for name, trouble in troubles.items()}
+    known = schedulers.load_scheduler
+
+    def load(name: str) -> Loaded:
+        return Loaded(name, "v1", made[name], Vllm()) if name in made else known(name)
+
+    monkeypatch.setattr("dispatchgym.serving.llm.engine_loop.load_scheduler", load)
+    return made
+
+
+def switch(live: Live, name: str) -> None:
+    asyncio.run_coroutine_threadsafe(live.frontend.switch(name), live.loop).result(120)
+
+
+def _raises(asked: int, view: EngineView) -> Plan:
+    if asked % 3 == 0:
+        raise RuntimeError("no idea")
+    return Plan()
+
+
+def _nan(asked: int, view: EngineView) -> Any:
+    ids = [*view.running.id.tolist(), *view.waiting.id.tolist()]
+    return Plan(grants=[(i, float("nan")) for i in ids])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "cause"),
+    [
+        (_raises, "error"),
+        (_nan, "malformed"),
+        (lambda asked, view: None, "malformed"),
+        (lambda asked, view: Plan(wait_until_s=float("nan")), "malformed"),
+        (lambda asked, view: Plan(drop=["x"]), "malformed"),  # type: ignore[list-item]
+    ],
+)
+def test_a_policy_that_fails_is_replaced_for_that_decision_and_benched_after_some(
+    monkeypatch: pytest.MonkeyPatch, trouble: Any, cause: str
+) -> None:
+    made = install(monkeypatch, troubled=trouble)
+    with serving(most_faults=5) as live:
+        switch(live, "troubled")
+        made["troubled"].is_live = True
+        answer = ask(live, "some prompt", tokens=40)
+        assert answer.json()["choices"][0]["text"] == letters("some prompt", 40)
+        last = live.frontend.last
+        assert last is not None
+        assert last.faults[cause] == 5
+        assert last.is_benched
+        assert last.faults["benched"] > 0
+        assert httpx.get(f"{live.url}/status").json()["is_benched"]
+        switch(live, "sarathi")
+        ask(live)
+        assert not live.frontend.last.is_benched  # type: ignore[union-attr]
+
+
+def test_a_policy_that_stalls_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold = threading.Event()
+
+    def stalls(asked: int, view: EngineView) -> Plan:
+        if asked == 5:
+            hold.wait(120)
+        return Plan()
+
+    made = install(monkeypatch, stalls=stalls)
+    with serving(most_faults=10**6, budget_s=0.5) as live:
+        switch(live, "stalls")
+        made["stalls"].is_live = True
+        assert ask(live, tokens=30).status_code == 200  # while its fifth decision is still being made
+        last = live.frontend.last
+        assert last is not None
+        assert last.faults["late"] >= 1
+        assert last.faults["busy"] > 10
+        hold.set()
+
+        def is_asked_again() -> bool:
+            before = live.frontend.last.faults["busy"]  # type: ignore[union-attr]
+            ask(live, tokens=5)
+            return bool(live.frontend.last.faults["busy"] == before)  # type: ignore[union-attr]
+
+        assert eventually(is_asked_again)
