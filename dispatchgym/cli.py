@@ -53,6 +53,14 @@ COMMANDS: Mapping[str, Command] = {
         "dispatchgym.serving.executor.make_model_command:main",
         "write a random language model with its tokenizer, for trying things where there is no checkpoint",
     ),
+    "load": Command(
+        "dispatchgym.serving.load.command:main",
+        "send a trace to a live LLM server when it is due; latencies, goodput, SLO attainment",
+    ),
+    "compare": Command(
+        "dispatchgym.serving.load.compare_command:main",
+        "the same live traffic under several LLM schedulers; paired differences with intervals",
+    ),
     "data": Command(
         "dispatchgym.envs.data_command:main",
         "list the published instances and request traces, write them or random instances as files",
