@@ -12,13 +12,14 @@ import numpy as np
 from dispatchgym.agents.runtime import OneGraph, Runtime
 from dispatchgym.envs.llm.batch import ChoicesConfig
 from dispatchgym.envs.llm.choices import Choices, list_choices, look, new_choices, plan_by_merit, take
-from dispatchgym.envs.llm.graph import RUN, WAIT
+from dispatchgym.envs.llm.graph import COLUMNS, RUN, WAIT
 from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan
 from dispatchgym.envs.llm.sight import Sight, new_sight, see
 from dispatchgym.envs.llm.turns import WAIT_STEPS, hold_of_plan
 
 FIRST_ROOM = 512
 _NOTHING = -1
+Key = tuple[int, int, float]
 
 
 class ChoicePolicy:
@@ -66,7 +67,7 @@ class ChoicePolicy:
         return Plan(grants=grants, preempt=out, hold_steps=int(hold_of_plan(sight)))
 
     def _scored(self, sight: Sight, runtime: Runtime) -> int:
-        choices, known = self._choices, dict[tuple[int, int, bool], float]()
+        choices, known = self._choices, dict[Key, float]()
         look(sight)
         while True:
             list_choices(sight, choices)
@@ -84,10 +85,10 @@ class ChoicePolicy:
                 return kind
 
 
-def _keys(choices: Choices, count: int) -> list[tuple[int, int, bool]]:
-    """What a choice is, whatever is planned: kind, request, whether it makes others late."""
-    stretch = choices.row[:count, 5] > 0
-    return list(zip(choices.kind[:count].tolist(), choices.who[:count].tolist(), stretch.tolist(), strict=True))
+def _keys(choices: Choices, count: int) -> list[Key]:
+    """What a choice is, whatever is planned: kind, request, how long its piece is."""
+    length = choices.row[:count, COLUMNS["brief"]] - choices.row[:count, COLUMNS["stretch"]]
+    return list(zip(choices.kind[:count].tolist(), choices.who[:count].tolist(), length.tolist(), strict=True))
 
 
 def _graph(choices: Choices, count: int) -> OneGraph:

@@ -12,10 +12,11 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
+from dispatchgym.agents.advantages import clock_relative, discounted
 from dispatchgym.agents.graph_tensors import GraphTensors, concatenate, cuts, select
 from dispatchgym.envs.api import GraphSpec, UsageError
 
-Advantage = Literal["group", "gae"]
+Advantage = Literal["group", "clock", "gae"]
 
 
 class Minibatch(NamedTuple):
@@ -39,10 +40,13 @@ class RaggedRolloutBuffer(RolloutBuffer):
     Args:
         spec: the graphs that will come.
         advantage: "group": the return of the episode, standardised over the consecutive `group` environments that
-            play the same instance, the same for all its decisions; "gae": generalised advantage estimation,
-            standardised over all decisions of the rollout when they are used.
+            play the same instance, the same for all its decisions; "clock": what an episode earns from a decision
+            on, less what the others of its group earn from the same time on; "gae": generalised advantage estimation.
+            The last two are standardised over all decisions of the rollout when they are used, and discount by the time
+            that passes between two decisions where observations tell it.
         group: environments that share an instance.
         leader: with "group", what the best episode of its group gets on top: training for the best of many.
+        least_spread: with "group", what a group's spread at least counts as.
         minibatch: most decisions of a minibatch.
         node_budget: most nodes of a minibatch, so that memory does not grow with the size of the shops.
         share: of the decisions, how many an epoch uses: a new draw without replacement each time.
@@ -63,11 +67,12 @@ class RaggedRolloutBuffer(RolloutBuffer):
         advantage: Advantage = "group",
         group: int = 1,
         leader: float = 0.0,
+        least_spread: float = 0.0,
         minibatch: int = 32_768,
         node_budget: int = 1_000_000,
         share: float = 1.0,
     ) -> None:
-        if n_envs % group or (advantage == "group" and group < 2):
+        if n_envs % group or (advantage != "gae" and group < 2):
             raise UsageError(
                 f"{n_envs} environments in groups of {group}: relative advantages need groups of 2 or more"
             )
@@ -77,6 +82,7 @@ class RaggedRolloutBuffer(RolloutBuffer):
         self.advantage = advantage
         self.group = group
         self.leader = leader
+        self.least_spread = least_spread
         self.minibatch = minibatch
         self.node_budget = node_budget
         self.share = share
@@ -89,6 +95,8 @@ class RaggedRolloutBuffer(RolloutBuffer):
         self._env: list[Tensor] = []  # environments of each step's graphs
         self._on_device: list[tuple[Tensor, Tensor]] = []  # values and log-probabilities, (environments,) each
         self._decisions: Minibatch | None = None
+        self.clock = np.zeros((self.buffer_size, self.n_envs))  # of every decision
+        self.discount = np.ones((self.buffer_size, self.n_envs))  # of the time since the decision before
 
     def add(
         self,
@@ -108,6 +116,9 @@ class RaggedRolloutBuffer(RolloutBuffer):
         self.actions[self.pos] = action.reshape(self.n_envs, 1)
         self.rewards[self.pos] = reward
         self.episode_starts[self.pos] = episode_start
+        for name, kept in (("now", self.clock), ("discount", self.discount)):
+            if name in tensors:
+                kept[self.pos] = tensors[name].cpu().numpy()
         self.pos += 1
         self.full = self.pos == self.buffer_size
 
@@ -119,11 +130,18 @@ class RaggedRolloutBuffer(RolloutBuffer):
         """
         self.values[:] = torch.stack([value for value, _ in self._on_device]).cpu().numpy()
         self.log_probs[:] = torch.stack([log_prob for _, log_prob in self._on_device]).cpu().numpy()
-        super().compute_returns_and_advantage(last_values, dones)
+        if self.advantage != "gae" and not np.all(dones):
+            raise UsageError("relative advantages need whole episodes: let a rollout be as long as the longest one")
+        following = self.gamma * np.vstack([self.discount[1:], np.ones(self.n_envs)])
+        goes_on = 1.0 - np.vstack([self.episode_starts[1:], np.asarray(dones, np.float32)])
+        after = np.vstack([self.values[1:], last_values.cpu().numpy().reshape(1, -1)])
+        error = self.rewards + following * goes_on * after - self.values
+        self.advantages[:] = discounted(error, self.gae_lambda * following * goes_on)
+        self.returns[:] = self.advantages + self.values
+        if self.advantage == "clock":
+            self.advantages[:] = clock_relative(self.rewards, following, self.clock, self.group)
         if self.advantage == "group":
-            if not np.all(dones):
-                raise UsageError("relative advantages need whole episodes: let a rollout be as long as the longest one")
-            self.advantages[:] = group_relative(self.rewards.sum(axis=0), self.group, self.leader)
+            self.advantages[:] = group_relative(self.rewards.sum(axis=0), self.group, self.leader, self.least_spread)
 
     @property
     def num_decisions(self) -> int:
@@ -157,7 +175,7 @@ class RaggedRolloutBuffer(RolloutBuffer):
             cell = torch.cat(self._env).cpu().numpy()
             columns = (self.actions, self.values, self.log_probs, self.advantages, self.returns)
             actions, values, log_probs, advantages, returns = (column.reshape(-1)[cell] for column in columns)
-            if self.advantage == "gae":
+            if self.advantage != "group":
                 advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
             numbers = (actions, values, log_probs, advantages, returns)
             self._decisions = Minibatch(
@@ -169,11 +187,17 @@ class RaggedRolloutBuffer(RolloutBuffer):
         return self._decisions
 
 
-def group_relative(returns: npt.NDArray[np.float32], group: int, leader: float = 0.0) -> npt.NDArray[np.float32]:
-    """(return - mean) / spread within each group of consecutive episodes, the best ones plus `leader`; shape (N,)."""
+def group_relative(
+    returns: npt.NDArray[np.float32], group: int, leader: float = 0.0, least_spread: float = 0.0
+) -> npt.NDArray[np.float32]:
+    """(return - mean) / spread within each group of consecutive episodes, the best ones plus `leader`; shape (N,).
+
+    A spread below `least_spread` counts as that: groups in which little is at stake count for less.
+    """
     by_group = returns.reshape(-1, group)
     spread = by_group.std(axis=1, keepdims=True)
-    relative = (by_group - by_group.mean(axis=1, keepdims=True)) / np.where(spread > 1e-6, spread, np.inf)
+    scale = np.maximum(np.where(spread > 1e-6, spread, np.inf), least_spread)
+    relative = (by_group - by_group.mean(axis=1, keepdims=True)) / scale
     if leader:
         is_best = (by_group == by_group.max(axis=1, keepdims=True)) & (spread > 1e-6)
         relative = relative + leader * (is_best / np.maximum(is_best.sum(axis=1, keepdims=True), 1))

@@ -59,8 +59,11 @@ class PPOConfig:
             layers are shared, and a large weight makes them serve the critic alone.
         max_grad_norm: gradients are scaled down to this norm.
         weight_decay: of AdamW.
-        advantage: "group" relative to the rollouts of the same instance, or "gae".
+        advantage: "group" relative to the rollouts of the same instance, "clock" to what these earn from the same time
+            on, where episodes have a clock, or "gae".
         leader: with "group", what the best rollout of an instance gets on top.
+        least_spread: with "group", returns of an instance's rollouts are told apart in units of their spread, but at
+            least of this: where little is at stake they count for less.
         gamma, gae_lambda: with "gae".
     """
 
@@ -78,6 +81,7 @@ class PPOConfig:
     weight_decay: float = 0.01
     advantage: Advantage = "group"
     leader: float = 0.0
+    least_spread: float = 0.0
     gamma: float = 1.0
     gae_lambda: float = 0.98
 
@@ -140,6 +144,7 @@ class ValidationConfig:
         samples: besides the greedy run, the best of so many sampled ones; 0 for none.
         seed: of the set; training never uses it.
         rules: judged once, for comparison.
+        average: over instances: the "interquartile" mean, or the "plain" one where the hard instances are what matters.
     """
 
     every: int = 10
@@ -148,6 +153,7 @@ class ValidationConfig:
     samples: int = 0
     seed: int = 1_000_003
     rules: tuple[str, ...] = ("lrpt", "mwkr", "fdd/mwkr")
+    average: Literal["interquartile", "plain"] = "interquartile"
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.instances < 1 or self.samples < 0:

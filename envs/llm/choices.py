@@ -62,6 +62,9 @@ from dispatchgym.envs.llm.state import BASE_S, F32, F64, I32, I64, PAIR_S, TOKEN
 LEAST_PIECE = 16
 """Smaller pieces are not offered, unless they end a prompt."""
 
+BRIEF = 4.0
+"""Shortest steps that a step with a brief piece takes at most."""
+
 NO_REQUEST = -1
 
 POLL, UNTIL_EVENT = 8, 1 << 30
@@ -278,36 +281,34 @@ def list_choices(sight: Sight, choices: Choices) -> None:
     e[9] = h.hopeful
     room = int64(len(choices.kind)) - 2
     blocked = h.waiting > 0
-    for pass_ in range(2):  # pieces that keep everyone in time, then longer ones
+    for length in range(3):  # brief pieces, then those that keep everyone in time, then the longest
         for i in range(h.listed):
             k = sight.listed[i]
-            if sight.mark[k] != FREE or choices.count[0] >= room:
-                continue
             waits = k >= h.running
-            if not waits and decoding(sight, k):
+            if sight.mark[k] != FREE or choices.count[0] >= room or (not waits and decoding(sight, k)):
                 continue
             if h.budget <= 0 or (waits and (h.places <= 0 or _need(sight, k) > h.free)):
                 continue
             start = start_of(sight, k)
-            left = known(sight, k) - start
-            most = min(left, int64(h.budget))
-            fit = min(most, fitting(sight, start))
-            fits = fit >= min(most, int64(LEAST_PIECE))
-            if pass_ == 0 and fits:
-                _write_request(sight, choices, ADMIT if waits else READ, k, fit, now_s)
-            if pass_ == 1 and fit < most:
-                _write_request(sight, choices, ADMIT if waits else READ, k, most, now_s)
+            most = min(known(sight, k) - start, int64(h.budget))
+            least = min(most, int64(LEAST_PIECE))
+            fit = min(most, fitting(sight, start, h.limit_s))
+            brief = min(fit, fitting(sight, start, BRIEF * h.unit_s))
+            tokens = brief if length == 0 else (fit if length == 1 else most)
+            shorter = int64(0) if length == 0 else (brief if length == 1 else fit)
+            if tokens >= least and (tokens > shorter or shorter < least):
+                _write_request(sight, choices, int64(ADMIT if waits else READ), k, tokens, now_s)
             if waits:
                 blocked = False
     if blocked or h.free < 0:
         for i in range(h.listed):
             k = sight.listed[i]
             if k < h.running and sight.mark[k] == FREE and decoding(sight, k) and choices.count[0] < room:
-                _write_request(sight, choices, PREEMPT, k, int64(0), now_s)
+                _write_request(sight, choices, int64(PREEMPT), k, int64(0), now_s)
     if h.grants > 0:
-        _write_engine(choices, RUN)
+        _write_engine(choices, int64(RUN))
     elif h.running == 0 and h.waiting > 0 and choices.count[0] > 0:
-        _write_engine(choices, WAIT)
+        _write_engine(choices, int64(WAIT))
 
 
 @inlined
@@ -355,46 +356,47 @@ def _write_request(sight: Sight, choices: Choices, kind: int, k: int, tokens: in
     then_s = seconds(sight, tokens, start)
     if kind != PREEMPT:
         x[5] = 1.0 if then_s > h.limit_s * (1 + 1e-9) else 0.0
-        x[6] = 1.0 if tokens == left else 0.0
-        x[7] = tokens / float64(h.token_budget)
-        x[8] = np.log1p(max(0.0, then_s - now_s) / unit)
-        x[9] = np.log1p(work / unit)
+        x[6] = 1.0 if then_s <= BRIEF * unit * (1 + 1e-9) else 0.0
+        x[7] = 1.0 if tokens == left else 0.0
+        x[8] = tokens / float64(h.token_budget)
+        x[9] = np.log1p(max(0.0, then_s - now_s) / unit)
+        x[10] = np.log1p(work / unit)
     ttft = sight.f[TTFT, k]
     waited = now - sight.f[ARRIVAL, k]
     if out == 0:
         if ttft < np.inf:
             slack = ttft - waited - max(work, then_s)
-            x[10] = 1.0
-            x[11] = 1.0 if slack < 0.0 else 0.0
-            x[12] = max(-1.0, min(1.0, slack / ttft))
-            x[13] = np.log1p(max(slack, 0.0) / unit)
-            x[14] = 1.0 if 0.0 <= slack < 8.0 * unit else 0.0
+            x[11] = 1.0
+            x[12] = 1.0 if slack < 0.0 else 0.0
+            x[13] = max(-1.0, min(1.0, slack / ttft))
+            x[14] = np.log1p(max(slack, 0.0) / unit)
+            x[15] = 1.0 if 0.0 <= slack < 8.0 * unit else 0.0
     else:
-        x[11] = 1.0 if _is_doomed(sight, k) else 0.0
-        x[17] = 1.0
-    x[15] = np.log1p(max(waited, 0.0) / unit)
-    x[16] = min(4.0, max(waited, 0.0) / ttft)
-    x[18] = min(2.0, blocks_of(sight, text) / max(1.0, float64(h.free)))
+        x[12] = 1.0 if _is_doomed(sight, k) else 0.0
+        x[18] = 1.0
+    x[16] = np.log1p(max(waited, 0.0) / unit)
+    x[17] = min(4.0, max(waited, 0.0) / ttft)
+    x[19] = min(2.0, blocks_of(sight, text) / max(1.0, float64(h.free)))
     kv = float64(h.kv_blocks * h.block_tokens)
     if kind == ADMIT:
-        x[19] = min(4.0, peak_with(sight, float64(text), sight.rest[k]) / kv)
-        x[20] = min(1.0, max(0.0, x[19] - 0.9))
-    x[21] = sight.n[CACHED, k] / float64(text)
-    x[22] = np.log1p(sight.rest[k]) / 8.0
-    x[23] = np.log1p(float64(text)) / 10.0
-    x[24] = np.log1p(max(0.0, float64(sight.n[MAX_NEW, k] - out))) / 8.0
+        x[20] = min(4.0, peak_with(sight, float64(text), sight.rest[k]) / kv)
+        x[21] = min(1.0, max(0.0, x[20] - 0.9))
+    x[22] = sight.n[CACHED, k] / float64(text)
+    x[23] = np.log1p(sight.rest[k]) / 8.0
+    x[24] = np.log1p(float64(text)) / 10.0
+    x[25] = np.log1p(max(0.0, float64(sight.n[MAX_NEW, k] - out))) / 8.0
     if h.most_rank > h.least_rank:
-        x[25] = (sight.n[PRIORITY, k] - h.least_rank) / float64(h.most_rank - h.least_rank)
+        x[26] = (sight.n[PRIORITY, k] - h.least_rank) / float64(h.most_rank - h.least_rank)
     mine = int64(0)
     for j in range(h.running):
         mine += sight.n[TENANT, j] == sight.n[TENANT, k]
-    x[26] = mine / max(1.0, float64(h.running))
-    x[29] = min(1.0, sight.n[PREEMPTIONS, k] / 8.0)
+    x[27] = mine / max(1.0, float64(h.running))
+    x[30] = min(1.0, sight.n[PREEMPTIONS, k] / 8.0)
     choices.prefix[at] = _prefix(sight, choices, k)
     if choices.prefix[at] >= 0:
         p = choices.prefix_row[choices.prefix[at]]
-        x[27] = p[0]
-        x[28] = 1.0 if p[1] > 0 else 0.0
+        x[28] = p[0]
+        x[29] = 1.0 if p[1] > 0 else 0.0
     _finish(choices, at)
 
 

@@ -37,6 +37,7 @@ _ENGINE = (
 _REQUEST = (
     *(Feature(kind, _FLAG, 0, 1, "what it is") for kind in KINDS),
     Feature("stretch", _FLAG, 0, 1, "its piece makes a decoding request late that would not be"),
+    Feature("brief", _FLAG, 0, 1, "the step with it stays within a few of the shortest steps"),
     Feature("ends", _FLAG, 0, 1, "its piece is the rest of its prompt"),
     Feature("piece", _SHARE, 0, 1, "of the step's tokens, its piece"),
     Feature("adds", _STEPS, 0, 20, "time that it adds to the step"),

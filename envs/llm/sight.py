@@ -193,20 +193,20 @@ def seconds(sight: Sight, tokens: int, start: int) -> float:
 
 
 @inlined
-def fitting(sight: Sight, start: int) -> int:
-    """Tokens of a further piece behind `start` with which the step ends before a decoding request is late."""
+def fitting(sight: Sight, start: int, limit_s: float) -> int:
+    """Tokens of a further piece behind `start` with which the step takes at most `limit_s`."""
     h, c = sight.head[0], sight.cost
-    if h.limit_s == np.inf:
+    if limit_s == np.inf:
         return int64(h.token_budget)
     b = c[PAIR_S] * (start + 0.5)
     a = 0.5 * c[PAIR_S]
     # without what the piece itself adds; its fixed costs counted
     fixed = seconds(sight, 1, start) - a - b - max(c[WEIGHTS_S], c[TOKEN_S] * (h.decodes + h.prefill_tokens + 1))
-    spare = h.limit_s - fixed - c[WEIGHTS_S]
+    spare = limit_s - fixed - c[WEIGHTS_S]
     if spare <= 0.0:
         return int64(0)
     n = _root(a, b, spare)
-    spare = h.limit_s - fixed - c[TOKEN_S] * (h.decodes + h.prefill_tokens)
+    spare = limit_s - fixed - c[TOKEN_S] * (h.decodes + h.prefill_tokens)
     if spare <= 0.0:
         return int64(0)
     n = min(n, _root(a, b + c[TOKEN_S], spare))
