@@ -122,6 +122,23 @@ class Bench:
         self.release(numbers)
         return seconds
 
+    def spent(self, requests: Sequence[Request]) -> dict[str, tuple[int, float]]:
+        """Steps, and their seconds, that read prompts, that do both, that only decode."""
+        kinds: dict[str, tuple[int, float]] = {}
+        numbers = [self.submit(request) for request in requests]
+        before = time.perf_counter()
+        went_on = True
+        while went_on:
+            e = self.engine.state.eng[0]
+            went_on = self.engine.step()
+            now = time.perf_counter()
+            kind = "mixed" if e["prefills"] and e["decodes"] else "prompts" if e["prefills"] else "decoding"
+            steps, seconds = kinds.get(kind, (0, 0.0))
+            kinds[kind] = steps + 1, seconds + now - before
+            before = now
+        self.release(numbers)
+        return kinds
+
     def arrive(self, requests: Sequence[Request], rate_per_s: float) -> dict[str, float]:
         """Latencies of requests that come at random at this rate, seconds."""
         gaps = np.random.default_rng(0).exponential(1 / rate_per_s, len(requests))
@@ -359,6 +376,8 @@ def on_gpu(options: argparse.Namespace, say: Callable[[list[Row]], None]) -> Non
             if "workloads" in parts:
                 say(workload_rows(bench, load, drawn(count), options.repeats, bw, peak))
             if "profile" in parts:
+                for kind, (steps, seconds) in bench.spent(drawn(count)).items():
+                    say([Row(f"{name} {load}, {kind}", seconds, "s", (seconds, seconds), bar=f"{steps} steps")])
                 cost = host_us(bench, count)
                 say([Row(f"{name} host work of a step, {count} running", cost.value, "us", cost.spread, bar="bar 100")])
                 say(profile_rows(bench, count))

@@ -84,6 +84,11 @@ class Sequences:
         """The request has been added, and not been removed."""
         return 0 <= request < len(self.row) and bool(self.row[request]["here"])
 
+    def missing(self, requests: I32) -> I32:
+        """Those of the requests that have not been added, or have been removed."""
+        known = self.row["here"][np.minimum(requests, len(self.row) - 1)] & (requests < len(self.row))
+        return requests[~known]
+
     def text(self, request: int) -> I32:
         """What the host knows of a request's text; a view."""
         row = self.row[request]

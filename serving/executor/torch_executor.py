@@ -26,7 +26,7 @@ from dispatchgym.serving.executor.sampling import Draws, Sampling
 from dispatchgym.serving.executor.sequences import Sequences
 from dispatchgym.serving.executor.slots import SlotTable
 from dispatchgym.serving.executor.step_clock import StepClock
-from dispatchgym.serving.executor.steps import Rows, host_step, new_cells, rows_of, spans
+from dispatchgym.serving.executor.steps import Rows, host_step, new_cells, places_of, rows_of, spans
 from dispatchgym.serving.executor.weights import Model
 
 I32 = npt.NDArray[np.int32]
@@ -216,8 +216,10 @@ class TorchExecutor:
             self.flush()  # how long a step with prompts takes is known only at its end
             stopped |= self._sequences.row["ended"][work.rows.request]
         self._leave(work.rows.request[stopped])
+        # A pass that was paused comes back with its rows in another order.
+        order = work.rows.order if batch.group == NONE else places_of(work.rows.request, batch.request)
         back = np.empty_like(emitted), np.empty_like(stopped)
-        back[0][work.rows.order], back[1][work.rows.order] = emitted, stopped
+        back[0][order], back[1][order] = emitted, stopped
         return StepResult(self._clock.waited(began), back[0], back[1].astype(np.int8))
 
     def _go_on(self, plain: PlainStep, began: float) -> StepResult:
@@ -281,9 +283,9 @@ class TorchExecutor:
     def _assemble(self, batch: Batch) -> _Pass:
         """A fresh pass; those that its requests were in have been given up."""
         sequences = self._sequences
-        for request in batch.request.tolist():
-            if not sequences.has(request):
-                self._fetch(request)
+        for request in sequences.missing(batch.request).tolist():
+            self._fetch(request)
+        for request in batch.request.tolist() if self._paused else ():
             self._drop_pass(request)
         is_new = self.slots.admit(batch.slot, batch.admission)
         row = sequences.row[batch.request]

@@ -18,7 +18,7 @@ import triton.language as tl
 I32 = npt.NDArray[np.integer]
 
 LOG2E = 1.4426950408889634
-SPLIT_KEYS = 64  # keys a program of the decode kernel reads at a time
+SPLIT_KEYS = 32  # keys that a program of the decode kernel, one warp, reads at a time
 MOST_SPLITS = 32
 PIECE_KEYS = 64
 PROGRAMS = 4 * 132  # that fill the GPU these settings were measured on
@@ -134,7 +134,7 @@ def paged_decode(
         q, k_cache, v_cache, table, slots, positions, out, partial, stats, scale * LOG2E, q.stride(0),
         k_cache.stride(0), k_cache.stride(1), k_cache.stride(2), v_cache.stride(0), v_cache.stride(1),
         v_cache.stride(2), table.stride(0), KV_HEADS=kv_heads, GROUP=group, ROWS=max(16, _power(group)),
-        DIM=dim, DIM_PAD=pad, PAGE=page, BLOCK=SPLIT_KEYS, SPLITS=splits, num_warps=2, num_stages=4,
+        DIM=dim, DIM_PAD=pad, PAGE=page, BLOCK=SPLIT_KEYS, SPLITS=splits, num_warps=1, num_stages=4,
     )  # fmt: skip
     if splits > 1:
         _combine_kernel[(rows * heads,)](partial, stats, out, DIM=dim, DIM_PAD=pad, SPLITS=splits, num_warps=2)
@@ -226,7 +226,7 @@ def tiles_of(slots: I32, firsts: I32, lengths: I32, starts: I32, group: int) -> 
     Returns:
         int32 (tiles, 4), and the tokens of the largest tile.
     """
-    most = max(1, (16 if lengths.max() * group <= 16 else 64 if lengths.max() <= 16 else 128) // _power(group))
+    most = max(1, (16 if lengths.max() * group <= 16 else 64) // _power(group))
     tiles = -(-lengths // most)
     piece = np.repeat(np.arange(len(lengths)), tiles)
     skip = (np.arange(len(piece)) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * most
@@ -269,5 +269,5 @@ def paged_pieces(
         q, k_cache, v_cache, table, tiles, out, scale * LOG2E, q.stride(0), k_cache.stride(0), k_cache.stride(1),
         k_cache.stride(2), v_cache.stride(0), v_cache.stride(1), v_cache.stride(2), table.stride(0), HEADS=heads,
         GROUP=group, GROUP_PAD=group_pad, DIM=dim, DIM_PAD=pad, PAGE=page, ROWS=rows, BLOCK=PIECE_KEYS,
-        num_warps=8 if rows >= 128 else 4, num_stages=3,
+        num_warps=4, num_stages=2,
     )  # fmt: skip

@@ -1,0 +1,28 @@
+"""Runs what steps are made of once, so that the first requests wait neither for compilers nor for allocations."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from dispatchgym.serving.executor.inputs import HostStep, pack, unpack
+from dispatchgym.serving.executor.model import Decoder
+from dispatchgym.serving.executor.sampling import Draws
+from dispatchgym.serving.executor.slots import SlotTable
+
+
+@torch.inference_mode()
+def warm_up(decoder: Decoder, slots: SlotTable, most_tokens: int) -> None:
+    """Read prompts of a few lengths up to `most_tokens` in the slot for padding, and draw in every way."""
+    device = slots.table.device
+    for tokens in (2, 3, 40, most_tokens):
+        one = np.zeros(1, np.int32)
+        ids = np.zeros(tokens, np.int32)
+        host = HostStep(ids, one + slots.padding, one, one + tokens, one + tokens - 1, singles=0)
+        step = unpack(torch.from_numpy(pack(host)).to(device), slots.table, host)
+        logits = decoder.forward(step, slots.newest)
+        floats, ints = torch.ones(1, device=device), torch.ones(1, dtype=torch.int32, device=device)
+        for greedy, filtered in ((True, False), (False, False), (False, True)):
+            decoder.ops.sample(logits, Draws(floats, ints, floats, ints.long(), ints, greedy, filtered))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
