@@ -54,14 +54,14 @@ class PackingRuns:
         self._action = np.zeros(0, np.int32)  # of every candidate of the last observation
         self._candidate_ptr = np.zeros(self.num_envs + 1, np.int64)
 
-    def start(self, instances: Sequence[PackingInstance]) -> None:
-        """Load one instance a group and go to the first real choice."""
+    def start(self, instances: Sequence[PackingInstance], late: float = 0.0) -> None:
+        """Load one instance a group and go to the first real choice, see `Shortlists.begin`."""
         groups = self._in_lane // self.rollouts
 
         def begin(lane: int) -> Shortlists:
             mine = instances[lane * groups : (lane + 1) * groups]
             lists = Shortlists.of(mine, self.graph, self.config, self.rollouts)
-            lists.begin()
+            lists.begin(late)
             return lists
 
         self.lists = self._in_all_lanes(begin)

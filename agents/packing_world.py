@@ -104,12 +104,19 @@ class PackingSource:
 
     Args:
         choices: what a policy may do and how its choices are listed.
+        late: share of the pods that the merit places before training begins, drawn anew for every rollout between these
+            two: what is decided while there is room everywhere shows little in the end, and drowns what does.
         pods: of graph "repack". twins: of graph "bindings".
     """
 
     choices: ShortlistConfig = field(default_factory=ShortlistConfig)
+    late: tuple[float, float] = (0.0, 0.0)
     pods: PodSource = field(default_factory=PodSource)
     twins: TwinSource = field(default_factory=TwinSource)
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.late[0] <= self.late[1] < 1.0:
+            raise UsageError(f"packing.late is {self.late}; give two shares from 0 up to 1, the smaller one first")
 
     def draw(self, graph: ShortName, count: int, seed: Sequence[int]) -> tuple[list[str], list[PackingInstance]]:
         """`count` instances and their groups."""
@@ -191,7 +198,8 @@ class PackingWorld:
         return PackingRuns(num_instances, rollouts, self.source.choices, self.graph, lanes, device)
 
     def start(self, runs: PackingRuns, seed: Sequence[int], rollout: int | None = None) -> npt.NDArray[np.float64]:
-        runs.start(self.source.draw(self.graph, runs.num_envs // runs.rollouts, seed)[1])
+        late = float(np.random.default_rng([*seed, 5]).uniform(*self.source.late))
+        runs.start(self.source.draw(self.graph, runs.num_envs // runs.rollouts, seed)[1], late)
         unit: npt.NDArray[np.float64] = 100.0 / runs.stake
         return unit
 

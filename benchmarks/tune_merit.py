@@ -1,7 +1,7 @@
 """Weights of the merit, the linear rule that ranks a shortlist, by the cross-entropy method on generated clusters.
 
 Every generation draws tables of weights around the best so far, plays a fixed set of training instances under each
-(`packing` of the recipe, never a published list), and moves to the mean of the best fifth. It prints, every other
+(`packing` of the recipe, never a published list), and moves to the mean of the best fifth. It prints, every third
 generation, the table and its mean return by group on instances that are not in the set, less that of the starting rule;
 at the end the table as a recipe has it under `packing.choices.merit`. Returns are per cent of what is at stake.
 """
@@ -28,7 +28,7 @@ Table = npt.NDArray[np.float64]
 
 
 def cross_entropy(
-    score: Callable[[Table], Table], mean: Table, spread: float, generations: int, population: int, seed: int,
+    score: Callable[[Table], Table], mean: Table, spread: float | Table, generations: int, population: int, seed: int,
     report: Callable[[int, Table, float], bool],
 ) -> Table:  # fmt: skip
     """The mean of the last generation's best fifth, the highest scores first; ends early when `report` says so."""
@@ -119,7 +119,7 @@ def main() -> None:
 
         def report(generation: int, table: Table, best: float) -> bool:
             print(f"{generation}: {time.perf_counter() - began:.0f} s, best {best:.3f}", flush=True)
-            if generation % 2:
+            if generation % 3 == 2:
                 gain = play(others, table[None])[0] - base
                 by_group = {
                     name: gain[[k for k, other in enumerate(groups) if other == name]].mean() for name in set(groups)

@@ -83,6 +83,7 @@ def build(config: TrainConfig) -> PPO:
             "advantage": ppo.advantage,
             "group": config.rollout.rollouts,
             "leader": ppo.leader,
+            "least_spread": ppo.least_spread,
             "minibatch": ppo.minibatch,
             "node_budget": ppo.node_budget,
             "share": ppo.share,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from dispatchgym.agents.evaluation.statistics import interquartile_mean
 from dispatchgym.agents.policy import GraphNetwork
 from dispatchgym.agents.training.config import TrainConfig
@@ -18,14 +20,14 @@ class Validation:
         self.exam = world_of(config).exam(chosen.instances, chosen.seed, config.rollout.lanes)
 
     def rules(self) -> dict[str, float]:
-        """`validation/RULE`: interquartile mean of each rule's losses, and of each group, `validation/RULE/GROUP`."""
+        """`validation/RULE`: average of each rule's losses, and of each group, `validation/RULE/GROUP`."""
         found: dict[str, float] = {}
         for rule in self.config.validation.rules:
             found |= self._figures(rule, self.exam.by_rule(rule))
         return found
 
     def judge(self, network: GraphNetwork) -> dict[str, float]:
-        """`validation/greedy` (interquartile mean; also by group), `validation/greedy_mean`, with samples `best`."""
+        """`validation/greedy` (average; also by group), `validation/greedy_mean`, with samples `best`."""
         greedy = self.exam.greedy(network)
         found = self._figures("greedy", greedy) | {"validation/greedy_mean": float(greedy.mean())}
         if samples := self.config.validation.samples:
@@ -33,8 +35,9 @@ class Validation:
         return found
 
     def _figures(self, name: str, losses: Losses) -> dict[str, float]:
-        found = {f"validation/{name}": interquartile_mean(losses).item()}
+        average = interquartile_mean if self.config.validation.average == "interquartile" else np.mean
+        found = {f"validation/{name}": float(average(losses))}
         for group in dict.fromkeys(self.exam.groups):
             mine = losses[[k for k, other in enumerate(self.exam.groups) if other == group]]
-            found[f"validation/{name}/{group}"] = interquartile_mean(mine).item()
+            found[f"validation/{name}/{group}"] = float(average(mine))
         return found

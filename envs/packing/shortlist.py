@@ -121,9 +121,13 @@ class Shortlists:
         lost: npt.NDArray[np.float64] = 100.0 * (1.0 - won / self.stake)
         return lost
 
-    def begin(self) -> npt.NDArray[np.float64]:
-        """After a reset: go to the first real choice; returns the rewards on the way, shape (N,)."""
-        return self.step(np.full(self.batch.num_envs, -1, np.int64))
+    def begin(self, late: float = 0.0) -> npt.NDArray[np.float64]:
+        """After a reset: go to the first real choice; returns the rewards on the way, shape (N,).
+
+        Args:
+            late: share of the pods that must have arrived; until then the merit chooses.
+        """
+        return self._play(np.full(self.batch.num_envs, -1, np.int64), late)
 
     def step(self, actions: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float64]:
         """Carry out an action in every environment that is not over (-1: none), then all that is without alternative.
@@ -131,27 +135,21 @@ class Shortlists:
         Returns:
             Rewards, shape (N,).
         """
-        left = actions.astype(np.int64)
-        reward = np.zeros(len(left))
-        self.batch.make_log_room()
-        while not self._step(left, reward, False):
-            self.batch.make_log_room()
-        return reward
+        return self._play(actions.astype(np.int64), 0.0)
 
     def finish(self) -> npt.NDArray[np.float64]:
         """Let the merit play every environment to its end; returns the rewards on the way, shape (N,)."""
-        reward = np.zeros(self.batch.num_envs)
-        left = np.full(self.batch.num_envs, -1, np.int64)
-        self.batch.make_log_room()
-        while not self._step(left, reward, True):
-            self.batch.make_log_room()
-        return reward
+        return self._play(np.full(self.batch.num_envs, -1, np.int64), np.inf)
 
-    def _step(self, left: I64, reward: npt.NDArray[np.float64], to_end: bool) -> bool:
+    def _play(self, left: I64, late: float) -> npt.NDArray[np.float64]:
         batch = self.batch
-        return step_to_choice(
-            batch.problem, batch.cluster, batch.mode, self._is_gpus, self._choices, left, reward, self._margin, to_end
-        )
+        reward = np.zeros(batch.num_envs)
+        batch.make_log_room()
+        while not step_to_choice(
+            batch.problem, batch.cluster, batch.mode, self._is_gpus, self._choices, left, reward, self._margin, late
+        ):
+            batch.make_log_room()
+        return reward
 
     def look(self) -> GraphBatch:
         """The choices as things stand, for callers that set up the state themselves; nothing is carried out.
@@ -190,9 +188,9 @@ def step_to_choice(
     actions: I64,
     reward: F64,
     margin: int,
-    to_end: bool,
+    late: float,
 ) -> bool:
-    """Carry out `actions` (-1: none), then go on to a list with an alternative, or to the end by merit.
+    """Carry out `actions` (-1: none), then go on to a list with an alternative; by merit until `late` of the pods came.
 
     Rewards are added up. False if a log must grow first; what is done is then marked -1, and calling again goes on.
     """
@@ -201,7 +199,8 @@ def step_to_choice(
             action = actions[i]
             if action < 0:
                 list_choices(problem, cluster, gpus, i, choices)
-                if choices.length[i] > 1 and not to_end:
+                arrived = cluster.env[i].next_pod / problem.size[cluster.env[i].slot].num_pods
+                if choices.length[i] > 1 and arrived >= late:
                     write_context(problem, cluster, gpus, i, choices)
                     break
                 action = best_choice(choices, i)
