@@ -13,7 +13,19 @@ from dispatchgym.envs.api import InvalidPlanError, UsageError
 from dispatchgym.envs.llm.apply import FLOATS, IDLE, INTS, OVERSLEPT, REPAIRS, apply, gather, queue
 from dispatchgym.envs.llm.batching import BatchingRule, rescue
 from dispatchgym.envs.llm.executor import Executor, SimulatedExecutor, batch_of
-from dispatchgym.envs.llm.kernel import arrive, begin, end, enter, finish_step, hold_on, interrupt_step, next_epoch
+from dispatchgym.envs.llm.kernel import (
+    NO_ORDER,
+    NOBODY,
+    arrive,
+    begin,
+    end,
+    enter,
+    finish_step,
+    grant,
+    hold_on,
+    interrupt_step,
+    next_epoch,
+)
 from dispatchgym.envs.llm.ledger import pin, unpin
 from dispatchgym.envs.llm.policy import (
     CompiledPolicy,
@@ -150,10 +162,40 @@ class Engine:
             )
         if e["batch"] == 0:
             return
-        if plan.hold_steps > 1 and e["prefills"] == 0 and self._executor is None:
-            hold_on(s, plan.hold_steps, "arrival" in plan.hold_through, "finish" in plan.hold_through)
+        if plan.hold_steps > 1 and e["prefills"] == 0 and self._clock is None:
+            through_arrival, through_finish = "arrival" in plan.hold_through, "finish" in plan.hold_through
+            if self._executor is None:
+                hold_on(s, plan.hold_steps, through_arrival, through_finish)
+            else:
+                self._hold_on(plan.hold_steps, through_arrival, through_finish)
             return
         self._make_step(plan.interruptible)
+
+    def _hold_on(self, steps: int, through_arrival: bool, through_finish: bool) -> None:
+        """What the kernel of that name does, one step at a time on the executor."""
+        rows = self.state.batch[: self.state.eng["batch"][0]]
+        members, tokens = rows["request"].copy(), rows["tokens"].copy()
+        for made in range(1, steps + 1):
+            before = int(self.state.eng["ended"][0])
+            self._make_step(False)
+            s, e = self.state, self.state.eng[0]
+            if made == steps or (e["ended"] > before and not through_finish):
+                return
+            if not through_arrival and e["next"] < e["num"] and s.req["arrival_s"][e["next"]] <= e["now"]:
+                return
+            left = s.req["state"][members] == RUNNING
+            members, tokens = members[left], tokens[left]
+            q = s.req[members]
+            most = np.minimum(tokens, q["max_new"] - q["generated"])
+            need = -(-(q["computed"] + most) // int(e["block_tokens"])) - q["blocks"]
+            if len(members) == 0 or np.maximum(need, 0).sum() > e["free"]:
+                return
+            self._make_room_for_logs()
+            s, e = self.state, self.state.eng[0]
+            begin(s)
+            for r, n in zip(members.tolist(), tokens.tolist(), strict=True):
+                grant(s, r, n, NOBODY, NO_ORDER)
+            e["held"] = 1
 
     def _make_step(self, interruptible: bool) -> None:
         s, e = self.state, self.state.eng[0]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from dispatchgym.envs.llm.batching import BatchingRule, RulePolicy
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.engine import Engine
+from dispatchgym.envs.llm.executor import Executor
 from dispatchgym.envs.llm.policy import CompiledPolicy, EngineSpec, Policy
 from dispatchgym.envs.llm.profile import Profile, load_profile
 from dispatchgym.envs.llm.record import Record, Requests, Steps, TokenLog
@@ -25,6 +28,7 @@ def simulate(
     steps: bool = True,
     tokens: bool = False,
     strict: bool = False,
+    executor: Callable[[State], Executor] | None = None,
 ) -> Record:
     """The record of a run until every request has ended.
 
@@ -35,6 +39,7 @@ def simulate(
         seed: of the scheduler's draws and of the acceptance of speculative tokens.
         steps, tokens: keep a row a step; the time of every token.
         strict: a plan that would have to be repaired raises.
+        executor: makes what runs the steps, and says how long each takes; None for the profile.
 
     Raises:
         InvalidPlanError: with `strict`, or when the policy raises or returns something else than a plan.
@@ -46,11 +51,13 @@ def simulate(
     spec = EngineSpec(config, times, int(state.eng["kv_blocks"][0]), workload.slo_kind)
     if isinstance(policy, CompiledPolicy):
         policy.prepare(state, spec, seed)
+    else:
+        policy.reset(spec, seed)
+    if isinstance(policy, CompiledPolicy) and executor is None:
         while policy.advance(state, np.inf) == LOG_FULL:
             state = with_more_log(state)
         return record_of(state, workload, policy.name, {}, decisions=int(state.eng["steps"][0]), policy_s=0.0)
-    policy.reset(spec, seed)
-    live = Engine(state, policy, spec, strict=strict)
+    live = Engine(state, policy, spec, strict=strict, executor=executor(state) if executor is not None else None)
     live.run()
     return record_of(live.state, workload, policy.name, live.repairs, decisions=live.decisions, policy_s=live.policy_s)
 

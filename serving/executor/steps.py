@@ -62,6 +62,12 @@ def spans(first: I64 | I32, count: I64 | I32) -> I64:
     return np.arange(int(count.sum())) + np.repeat(np.asarray(first, np.int64) - before, count)
 
 
+def places_of(wanted: I32, among: I32) -> I64:
+    """Where each of some distinct numbers is among the same numbers in another order."""
+    order = np.argsort(among)
+    return order[np.searchsorted(among, wanted, sorter=order)]
+
+
 def host_step(rows: Rows, ids: I32) -> HostStep:
     """The step of these rows, with these token ids."""
     end = np.cumsum(rows.tokens)

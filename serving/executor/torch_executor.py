@@ -390,7 +390,8 @@ class TorchExecutor:
         for i in rows.drafted.tolist():
             who = int(rows.request[i])
             sampled = tokens[first[i] : first[i + 1]]
-            count = accepted(sampled, work.inputs.host.ids[end[i] - len(sampled) + 1 : end[i]])
+            left = int(sequences.row["room"][who]) - int(sequences.row["known"][who])
+            count = min(accepted(sampled, work.inputs.host.ids[end[i] - len(sampled) + 1 : end[i]]), left)
             self._guesses[who] = sampled[count:]
             stops = np.flatnonzero(sequences.are_stops(np.full(count, who), sampled[:count]))
             if len(stops):

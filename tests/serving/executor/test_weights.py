@@ -1,0 +1,159 @@
+"""Checkpoints are read as transformers reads them, or refused with the reason."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from dispatchgym.envs.api import InvalidInstanceError, UnknownNameError, UsageError
+from dispatchgym.serving.executor.demo import byte_tokenizer, write_demo
+from dispatchgym.serving.executor.inputs import HostStep, pack, unpack
+from dispatchgym.serving.executor.model import Decoder
+from dispatchgym.serving.executor.models import open_model
+from dispatchgym.serving.executor.ops import TorchOps
+from dispatchgym.serving.executor.weights import Model
+from tests.serving.executor.models import FAMILIES, VOCABULARY, model, reference, save
+
+
+def logits(loaded: Model, ids: torch.Tensor, cuts: tuple[int, ...]) -> torch.Tensor:
+    """Of every token of a text that is run in pieces, its blocks strewn over the cache."""
+    spec = loaded.spec
+    cache = torch.zeros(spec.layers, 2, 20, 16, spec.kv_heads, spec.head_dim, dtype=loaded.dtype)
+    decoder = Decoder(spec, loaded.weights, cache, TorchOps())
+    table = torch.from_numpy(np.random.default_rng(0).permutation(20).astype(np.int32))[None]
+    found = []
+    for start, end in pairwise(cuts):
+        n = end - start
+        piece = ids[start:end].numpy().astype(np.int32)
+        host = HostStep(piece, np.array([0]), np.array([start]), np.array([n]), np.arange(n), int(n == 1))
+        step = unpack(torch.from_numpy(pack(host)), table, host)
+        found.append(decoder.forward(step, torch.zeros(1, dtype=torch.int32)))
+    return torch.cat(found)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_transformers(family: str) -> None:
+    """Whatever the pieces in which a text is run; past the length from which Llama 3 stretches positions."""
+    ids = torch.randint(0, VOCABULARY, (150,), generator=torch.Generator().manual_seed(0))
+    wanted = reference(family)(ids[None]).logits[0]
+    for cuts in ((0, 150), (0, 1, 2, 50, 51, 150)):
+        torch.testing.assert_close(logits(model(family), ids, cuts), wanted, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_bfloat16_is_as_close_to_float32_as_that_of_transformers(tmp_path: Path) -> None:
+    save("llama", tmp_path)
+    ids = torch.randint(0, VOCABULARY, (80,), generator=torch.Generator().manual_seed(1))
+    found = logits(open_model(str(tmp_path), "cpu", torch.bfloat16), ids, (0, 80)).float()
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)(ids[None]).logits[0].float()
+    wanted = reference("llama")(ids[None]).logits[0]
+    assert (found - wanted).norm() < 1.2 * (theirs - wanted).norm()
+
+
+def test_parameters_of_a_step_are_counted() -> None:
+    """Tied: every number of the model is read once."""
+    counted = sum(parameter.numel() for parameter in reference("llama").parameters())
+    assert model("llama").spec.parameters == counted
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    save("qwen2", tmp_path, max_shard_size="50KB")
+    lost = sorted(tmp_path.glob("*.safetensors"))[1]
+    lost.unlink()
+    with pytest.raises(UsageError, match=f"shard {lost.name} is missing"):
+        open_model(str(tmp_path), "cpu")
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    save("qwen3", tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.1.self_attn.k_norm.weight"]
+    save_file(tensors, file)
+    with pytest.raises(InvalidInstanceError, match=r"tensor model.layers.1.self_attn.k_norm.weight is missing"):
+        open_model(str(tmp_path), "cpu")
+
+
+def test_a_wrong_shape_is_named(tmp_path: Path) -> None:
+    save("llama", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["intermediate_size"] = 64
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        InvalidInstanceError, match=r"gate_proj.weight has shape \(80, 48\), config.json says \(64, 48\)"
+    ):
+        open_model(str(tmp_path), "cpu")
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    save("llama", tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(InvalidInstanceError, match=r"model.safetensors"):
+        open_model(str(tmp_path), "cpu")
+
+
+def test_pickles_are_not_read(tmp_path: Path) -> None:
+    reference("llama").config.save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"pytorch_model.bin is a pickle, which is not read"):
+        open_model(str(tmp_path), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "architecture 'gpt2' is not covered"),
+        ({"hidden_act": "gelu"}, "activation 'gelu' is not covered"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "rope type 'dynamic'"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantized weights are not covered"),
+    ],
+)
+def test_what_the_decoder_does_not_cover_is_refused(tmp_path: Path, changes: dict[str, object], why: str) -> None:
+    save("llama", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=why):
+        open_model(str(tmp_path), "cpu")
+
+
+def test_sliding_windows_are_refused(tmp_path: Path) -> None:
+    config = transformers.MistralConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, sliding_window=128
+    )
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="sliding window of 128 tokens"):
+        open_model(str(tmp_path), "cpu")
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no config.json"):
+        open_model(str(tmp_path), "cpu")
+    with pytest.raises(UnknownNameError, match=r"'70b' is not known"):
+        open_model("random:70b", "cpu")
+
+
+def test_the_demo_model_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        write_demo(tmp_path / name, seed=seed)
+    a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+    assert a == b != c
+    assert open_model(str(tmp_path / "a"), "cpu").spec.vocabulary == len(byte_tokenizer())
+    with pytest.raises(UsageError, match="is not empty"):
+        write_demo(tmp_path / "a")
+
+
+def test_the_tokenizer_of_bytes_brings_every_text_back(tmp_path: Path) -> None:
+    byte_tokenizer().save_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("", "plain", " two  spaces\n", "Größe 世界 \U0001f600"):
+        ids = tokenizer.encode(text)
+        assert len(ids) == len(text.encode())
+        assert tokenizer.decode(ids) == text
