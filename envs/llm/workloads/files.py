@@ -183,6 +183,21 @@ def read(file: Path, *, rate_per_s: float | None = None, seed: int = 0, spread: 
     return arranged(arrival, prompt, output, name=name, **columns)
 
 
+def is_trace(file: Path) -> bool:
+    """Whether a file looks like a trace of requests, by its suffix and its first line alone."""
+    if not file.is_file() or not file.name.removesuffix(".gz").endswith(SUFFIXES):
+        return False
+    try:
+        with _opened(file) as lines:
+            first = lines.readline(1 << 16)
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error):
+        return False
+    if not file.name.removesuffix(".gz").endswith(".csv"):
+        return first.lstrip().startswith("[") or file.name.removesuffix(".gz").endswith(".jsonl")
+    header = {name.strip() for name in first.split(",")}
+    return any(layout.needed["prompt_tokens"] in header for layout in LAYOUTS)
+
+
 def usual_cap(output: npt.NDArray[Any]) -> int:
     """What a service would allow every client when a trace does not say: the power of two that holds all outputs."""
     return 1 << (max(int(output.max()), 1) - 1).bit_length()
