@@ -177,6 +177,7 @@ FAMILIES = Registry(
     {
         "jobshop": "dispatchgym.agents.evaluation.jobshop:JOBSHOP",
         "packing": "dispatchgym.agents.evaluation.packing.family:PACKING",
+        "llm": "dispatchgym.agents.evaluation.llm.family:LLM",
     },
 )
 
@@ -209,7 +210,8 @@ def find_suite(name: str) -> tuple[Family, AnySuite]:
         UnknownNameError: with the closest names of all families.
         UsageError: a suite made on the spot that cannot be.
     """
-    family: Family = FAMILIES["packing" if name.startswith("packing/") else "jobshop"]
+    head = name.partition("/")[0]
+    family: Family = FAMILIES[head if head in FAMILIES else "jobshop"]
     try:
         return family, family.suite(name)
     except UnknownNameError:

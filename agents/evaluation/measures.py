@@ -34,5 +34,8 @@ MEASURES = {
     "improved_pct": Measure("improved on default", more_is_better=True, is_all_or_nothing=True),
     "gpu_allocation_pct": Measure("GPU allocation", more_is_better=True),
     "mean_gpu_allocation_pct": Measure("GPU allocation over time", more_is_better=True),
+    "goodput_rps": Measure("requests in time a second", "", is_share=False, more_is_better=True),
+    "goodput_tps": Measure("tokens in time a second", "", is_share=False, more_is_better=True),
+    "hindsight_pct": Measure("above the hindsight optimum"),
 }
 """By the names that results.json and summary.json use."""

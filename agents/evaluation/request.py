@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from dispatchgym.agents.evaluation.work import WorkItem, check_policies, plan
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.jobshop.scenario import OnInterrupt
 from dispatchgym.envs.jobshop.schedule import Variant
+from dispatchgym.envs.llm.workloads.files import is_trace
 from dispatchgym.envs.registry import unknown_name
 
 MOST_SEEDS = 10_000
@@ -30,7 +32,7 @@ def _shown(metavar: str | None = None) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Run policies over a suite of job shops or clusters, side by side, and report how they compare.
+    """Run policies over a suite of job shops, clusters or LLM traffic, side by side, and report how they compare.
 
     Every schedule and placement is checked by an independent validator. An evaluation that was interrupted goes on
     where it stopped when the same command is given again; a finished one can be given more policies
@@ -39,10 +41,12 @@ class Options:
     Example: dispatchgym evaluate jobshop/taillard --policies lrpt,mwkr,cp-sat@10s --out out/taillard
 
     Example: dispatchgym evaluate packing/priority-matters --policies kube-scheduler,kube-scheduler+repair50ms
+
+    Example: dispatchgym evaluate llm/flow-prefill --policies vllm,flow-prefill,edf
     """
 
     suite: Annotated[tyro.conf.Positional[str | None], _shown("SUITE")] = None
-    """Suite to run, such as jobshop/smoke or packing/openb; left out with --instances."""
+    """Suite to run, such as jobshop/smoke, packing/openb or llm/past-future; left out with --instances."""
 
     policies: Annotated[str | None, _shown("LIST")] = None
     """Policies with commas between them, such as lrpt,mwkr+cap0.7,cp-sat@10s; default: the suite's own."""
@@ -63,8 +67,8 @@ class Options:
     """Also write every schedule or placement there as JSON lines, to be checked without dispatchgym."""
 
     instances: Annotated[str | None, _shown("DIR_OR_GLOB")] = None
-    """Your own instances instead of a suite: a folder of .txt files (job shops) or of .json or .csv files
-    (clusters), or a quoted pattern such as 'shop/*.jsp'."""
+    """Your own instances instead of a suite: a folder of .txt files (job shops), of .json or .csv files
+    (clusters) or of traces of requests (.csv, .json, .jsonl, .gz), or a quoted pattern such as 'shop/*.jsp'."""
 
     variant: Annotated[Variant | None, _shown("{jssp,bws,bns,isbjssp}")] = None
     """Job shops: shop to run in: classic, blocking with swaps, blocking without, interrupting."""
@@ -147,17 +151,20 @@ def prepare(options: Options) -> Evaluation:
 
 
 def own_suite(pattern: str) -> tuple[Family, AnySuite]:
-    """People's own files as a suite, and the family that they are of: packing has .json and .csv, job shops the rest.
+    """People's own files as a suite, and the family that they are of.
+
+    Traces of requests are known by their columns, clusters are .json and .csv, job shops the rest.
 
     Raises:
         UsageError, InvalidInstanceError: as the family says.
     """
     folder = Path(pattern)
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else [pattern]
+    found = list(folder.iterdir()) if folder.is_dir() else [Path(each) for each in glob.glob(pattern)] or [folder]
+    names = [path.name for path in found]
     is_packing = any(name.endswith((".json", ".csv")) for name in names) and not any(
         name.endswith(".txt") for name in names
     )
-    family: Family = FAMILIES["packing" if is_packing else "jobshop"]
+    family: Family = FAMILIES["llm" if any(map(is_trace, found)) else "packing" if is_packing else "jobshop"]
     return family, family.own(pattern)
 
 

@@ -46,7 +46,7 @@ class Entry:
         wall_s, cpu_s: mean over the runs.
         decisions: mean over the runs that count them.
         paired: difference to the base policy on the problems both solved, in points of gap_pct, or
-            in percent of the base's makespan; None for the base itself.
+            in percent of the base's makespan, or of its mean goodput in the group; None for the base itself.
         means: of the rows' other numbers, over those that have them.
         counts: of the rows' outcomes, where they have one.
         placed: where the rows say what was placed by priority: on how many problems that is more, as much and less
@@ -168,11 +168,16 @@ def _paired(mine: Iterable[Row], base: Iterable[Row], metric: Metric, resamples:
     a, b = _by_problem(mine, metric), _by_problem(base, metric)
     ours: Strata = {}
     theirs: Strata = {}
-    for key in sorted(a.keys() & b.keys()):
+    shared = sorted(a.keys() & b.keys())
+    for key in shared:
         group, instance, _ = key
         x, y = a[key], b[key]
         if not MEASURES[metric].is_share:
-            x, y = 100 * x / y, 100.0
+            # What is gained may be nothing on one problem, so it is put beside the base's mean of the group.
+            whole = mean([b[k] for k in shared if k[0] == group]) if MEASURES[metric].more_is_better else y
+            if not whole:
+                continue
+            x, y = 100 * x / float(whole), 100 * y / float(whole)
         ours.setdefault(group, {}).setdefault(instance, []).append(x)
         theirs.setdefault(group, {}).setdefault(instance, []).append(y)
     found = paired_difference(ours, theirs, resamples=resamples)

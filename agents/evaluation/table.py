@@ -62,6 +62,8 @@ def number(value: float | None, metric: Metric) -> str:
         return "-"
     if MEASURES[metric].is_share:
         return f"{value:.2f}%" if "allocation" in metric else f"{value:.1f}%"
+    if MEASURES[metric].more_is_better and value < 100:
+        return f"{value:.2f}"
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}"
 
 

@@ -1,0 +1,198 @@
+"""Schedulers by the names people type: `vllm`, `sarathi+chunk=256`, `past-future+tuned`, `bundle:NAME`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+
+from dispatchgym.agents import bundle as bundles
+from dispatchgym.agents.bundle import Bundle
+from dispatchgym.agents.evaluation.family import AnyPolicy, Kind
+from dispatchgym.agents.evaluation.llm.problem import WORLDS, LlmAnswer, LlmProblem, Run, Scenario
+from dispatchgym.agents.llm_policy import ChoicePolicy
+from dispatchgym.agents.runtime import RuntimeName
+from dispatchgym.agents.simulation.names import scheduler
+from dispatchgym.envs.api import UsageError
+from dispatchgym.envs.llm.policy import CompiledPolicy, Policy
+from dispatchgym.envs.llm.simulate import simulate
+from dispatchgym.envs.registry import Registry, unknown_name
+from dispatchgym.solvers.llm.schedulers import SCHEDULERS
+
+EVERYWHERE: frozenset[str] = frozenset(WORLDS)
+
+Make = Callable[[], Policy | CompiledPolicy]
+
+DRAWS = frozenset(("past-future", "trail", "ltr", "batch-llm"))
+"""Schedulers whose runs depend on the seed even where the requests do not."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerPolicy:
+    """A scheduler with constants of its own.
+
+    Args:
+        name: as typed.
+        make: what makes a fresh one.
+        kind: 'clairvoyant' for one that is told output lengths, or guesses made of them.
+    """
+
+    name: str
+    make: Make
+    kind: Kind = "rule"
+
+    @property
+    def variants(self) -> frozenset[str]:
+        return EVERYWHERE
+
+    @property
+    def is_random(self) -> bool:
+        return self.name.partition("+")[0] in DRAWS
+
+    def builder(self, variant: str) -> str | None:
+        return None
+
+    def versions(self) -> dict[str, str | int]:
+        return {"numba": numba.__version__, "numpy": np.__version__}
+
+    def prepare(self, problem: LlmProblem) -> Run:
+        return serve(self.make, problem)
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedScheduler:
+    """A bundle's network, which plans every step choice by choice.
+
+    Args:
+        called: the bundle's name or path as given.
+        folder: where it lies.
+        digest: of its manifest: two bundles at one path are two policies.
+        runtime: that computes its logits.
+    """
+
+    called: str
+    folder: Path
+    digest: str
+    runtime: RuntimeName = "numpy"
+
+    @property
+    def name(self) -> str:
+        return f"bundle:{self.called}"
+
+    @property
+    def kind(self) -> Kind:
+        return "learned"
+
+    @property
+    def variants(self) -> frozenset[str]:
+        return EVERYWHERE
+
+    @property
+    def is_random(self) -> bool:
+        return False
+
+    def builder(self, variant: str) -> str | None:
+        return None
+
+    def versions(self) -> dict[str, str | int]:
+        return {"numba": numba.__version__, "numpy": np.__version__, "bundle": self.digest[:16]}
+
+    def prepare(self, problem: LlmProblem) -> Run:
+        loaded = _loaded(self.folder, self.digest, self.runtime)
+        return serve(lambda: ChoicePolicy(loaded.runtime, loaded.engine, self.name), problem)
+
+
+@lru_cache(maxsize=8)
+def _loaded(folder: Path, digest: str, runtime: RuntimeName) -> Bundle:
+    """The bundle, read once a process."""
+    loaded = bundles.load(folder, runtime)
+    if loaded.digest != digest:
+        raise UsageError(f"{folder}: the bundle has changed since the evaluation began")
+    return loaded
+
+
+def serve(make: Make, problem: LlmProblem, notes: dict[str, Any] | None = None) -> Run:
+    """The run of a fresh scheduler on a problem."""
+    times = problem.instance.step_times()
+
+    def run(scenario: Scenario, seed: int) -> LlmAnswer:
+        record = simulate(scenario.workload, make(), problem.instance.engine, times, scenario.seed)
+        return LlmAnswer(record, notes=notes or {})
+
+    return run
+
+
+HERE = "dispatchgym.agents.evaluation.llm"
+POLICIES = Registry(
+    "scheduler",
+    {
+        **dict.fromkeys(SCHEDULERS, f"{HERE}.policies:parse_scheduler"),
+        "merit": f"{HERE}.policies:parse_merit",
+        "bundle": f"{HERE}.policies:parse_bundle",
+    },
+)
+"""First word of a policy's name -> parser of the whole name."""
+
+FORMS = (
+    (", ".join(SCHEDULERS), "a published scheduler; docs/simulate.md says what each is"),
+    ("SCHEDULER+NAME=VALUE", "with a constant of its own, such as sarathi+chunk=256"),
+    ("merit", "the rule that learned schedulers start from"),
+    ("bundle:NAME, bundle:PATH", "a learned scheduler"),
+)
+"""How a policy may be written, and what it is: what `--list` prints."""
+
+
+def parse_policy(spec: str, delta: float = 0.0) -> AnyPolicy:
+    """The scheduler called `spec`; `delta` is for job shops.
+
+    Raises:
+        UnknownNameError: with the closest names.
+        UsageError: a known scheduler with an option that it does not have.
+    """
+    text = spec.strip()
+    head = re.split(r"[@+:]", text, maxsplit=1)[0].lower()
+    if head not in POLICIES:
+        raise unknown_name("scheduler", head, POLICIES)
+    policy: AnyPolicy = POLICIES[head](text)
+    return policy
+
+
+def parse_scheduler(spec: str) -> SchedulerPolicy:
+    """`NAME` or `NAME+CONSTANT=VALUE`."""
+    make = scheduler(spec)
+    try:
+        made = make()
+    except TypeError as error:
+        raise UsageError(f"scheduler {spec!r}: {error}") from error
+    return SchedulerPolicy(spec, make, "clairvoyant" if made.oracle else "rule")
+
+
+def parse_merit(spec: str) -> SchedulerPolicy:
+    """`merit`, which has no options."""
+    if spec.lower() != "merit":
+        raise UsageError(f"policy {spec!r}: merit has no options")
+    return SchedulerPolicy("merit", ChoicePolicy)
+
+
+def parse_bundle(spec: str) -> LearnedScheduler:
+    """`bundle:NAME` or `bundle:PATH`.
+
+    Raises:
+        UnknownNameError: no such bundle; BundleError: one that cannot be trusted; UsageError: a bundle of another
+            family.
+    """
+    called = spec.partition(":")[2]
+    if not called:
+        names = ", ".join(bundles.shipped("llm")) or "none"
+        raise UsageError(f"policy {spec!r}: write bundle:NAME or bundle:PATH; shipped for LLM engines are {names}")
+    folder = bundles.find(called).resolve()
+    loaded = bundles.load(folder, "numpy")
+    _ = loaded.engine  # raises for a bundle of another family
+    runtime: RuntimeName = "onnx" if bundles.ONNX in loaded.manifest["files"] else "numpy"
+    return LearnedScheduler(called, folder, loaded.digest, runtime)
