@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from dispatchgym.agents import bundle, bundle_export
 from dispatchgym.agents.architecture import PolicyConfig
 from dispatchgym.agents.bundle_results import attached
+from dispatchgym.agents.export_targets import TARGETS, instructions, policy_name
 from dispatchgym.agents.onnx_export import require_exporter
 from dispatchgym.agents.plain_values import build, to_mapping
 from dispatchgym.agents.policy import GraphNetwork
@@ -32,7 +33,13 @@ OF_SIZE = re.compile(r"/\d+x\d+$")
 
 def main(argv: list[str]) -> int:
     """Parse the arguments and export; returns the exit code."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.target is not None:
+        print(instructions(policy_name(options.source), options.target))
+        return 0
+    if options.out is None:
+        parser.error("the following arguments are required: --out, or --target")
     if options.onnx:
         require_exporter()
     out: Path = options.out
@@ -161,7 +168,12 @@ def _parser() -> argparse.ArgumentParser:
         "results, to put a cap on it, to give it another name. A run's entry in wandb gets the bundle as an artifact.",
     )
     parser.add_argument("source", type=Path, help="run directory of `dispatchgym train`, or a bundle")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the bundle, or a file ending in .zip")
+    parser.add_argument("--out", type=Path, help="folder of the bundle, or a file ending in .zip")
+    parser.add_argument(
+        "--target", choices=list(TARGETS),
+        help="write nothing: print what to run so that the source, a bundle or a scheduler's name, decides there, and "
+        "what is lost there",
+    )  # fmt: skip
     parser.add_argument(
         "--results", type=Path, nargs="+", default=[], metavar="SUMMARY",
         help="summary.json of evaluations of the source bundle, to go into the manifest",

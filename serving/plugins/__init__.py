@@ -1,1 +1,1 @@
-"""Policies inside engines and routers that people already run."""
+"""Policies inside engines that people already run."""

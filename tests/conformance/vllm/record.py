@@ -1,7 +1,4 @@
-"""Writes down what vLLM's scheduler does with a few cases, for the default tests: `python -m tests.conformance.vllm.record`.
-
-Run it by `make vllm-traces`.
-"""
+"""Writes down what vLLM's scheduler does with a few cases, for the default tests: `make vllm-traces`."""
 
 from __future__ import annotations
 

@@ -100,16 +100,25 @@ def request(case: Case, r: int) -> Request:
     )
 
 
-def its_steps(case: Case, scheduler: Scheduler, most: int = 10**6) -> list[Step]:
+def its_steps(
+    case: Case, scheduler: Scheduler, most: int = 10**6, *, clock: Any = None, put_out: dict[int, int] | None = None
+) -> list[Step]:
     """What this scheduler does with a case.
 
     A step without tokens takes no time, and its preemptions count for the next.
+
+    Args:
+        most: calls of `schedule`, after which it is taken to hang.
+        clock: is told the time.
+        put_out: gets the number of output tokens of each request.
     """
     steps: list[Step] = []
     now, upcoming, n = 0.0, 0, len(case.arrival)
     gone: list[int] = []
     seen: dict[str, int] = {}
     for _ in range(most):
+        if clock is not None:
+            clock.now = now
         while upcoming < n and case.arrival[upcoming] <= now:
             scheduler.add_request(request(case, upcoming))
             upcoming += 1
@@ -130,13 +139,18 @@ def its_steps(case: Case, scheduler: Scheduler, most: int = 10**6) -> list[Step]
             done = q.num_computed_tokens >= q.num_tokens
             last = out_now + 1 == case.output[r]
             sampled.append([STOP if last else 10**9 + 10**5 * r + out_now] if done else [])
-        scheduler.update_from_output(
+        if clock is not None and scheduled:
+            clock.now = now + 1
+        outputs = scheduler.update_from_output(
             out,
             ModelRunnerOutput(
                 req_ids=list(scheduled), req_id_to_index={name: i for i, name in enumerate(scheduled)},
                 sampled_token_ids=sampled, logprobs=None, prompt_logprobs_dict={}, pooler_output=[],
             ),
         )  # fmt: skip
+        for one in (o for each in outputs.values() for o in each.outputs):
+            if put_out is not None:
+                put_out[int(one.request_id)] = put_out.get(int(one.request_id), 0) + len(one.new_token_ids)
         if scheduled:
             steps.append(Step(now, tuple((int(k), v) for k, v in scheduled.items()), tuple(sorted(gone))))
             gone = []

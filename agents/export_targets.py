@@ -1,0 +1,139 @@
+"""`dispatchgym export POLICY --target NAME`: what to run so that a policy decides elsewhere, and what it loses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dispatchgym.agents import bundle as bundles
+from dispatchgym.agents.simulation.names import scheduler
+from dispatchgym.envs.api import UsageError
+from dispatchgym.envs.registry import unknown_name
+from dispatchgym.solvers.llm.needs import NEEDS
+
+BUNDLE = "bundle:"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a policy can decide.
+
+    Attributes:
+        families: of policies that make sense there; None for all.
+        without: what schedulers may need and the target lacks -> what becomes of it.
+        refused: what it cannot do without.
+        run: what to type, for a policy by its name.
+    """
+
+    families: tuple[str, ...] | None
+    without: Mapping[str, str]
+    refused: Mapping[str, str]
+    run: Callable[[str], str]
+
+
+def _vllm(name: str) -> str:
+    return f"""\
+pip install 'dispatchgym[serving]' 'vllm>=0.25,<0.26'
+DISPATCHGYM_POLICY='{name}' vllm serve MODEL \\
+  --scheduler-cls dispatchgym.serving.plugins.vllm.LearnedScheduler
+
+Bounds and tenants come with each request: "vllm_xargs": {{"ttft_slo_ms": 500, "tpot_slo_ms": 50, "tenant": "a"}}.
+Back to vLLM's own rules: DISPATCHGYM_POLICY=vllm, or leave --scheduler-cls away."""
+
+
+def _kube(name: str) -> str:
+    return f"""\
+pip install 'dispatchgym[kubernetes]'
+dispatchgym serve kube --policy '{name}' --port 8888
+
+`dispatchgym serve kube --help` prints the part of kube-scheduler's configuration that names this extender."""
+
+
+def _onnx(name: str) -> str:
+    folder = bundles.find(name.removeprefix(BUNDLE))
+    if not (folder / bundles.ONNX).exists():
+        raise UsageError(f"{name} has no {bundles.ONNX}: export its run again without --no-onnx")
+    return f"""\
+pip install onnxruntime
+python -c 'import onnxruntime; s = onnxruntime.InferenceSession("{folder / bundles.ONNX}");
+print([(i.name, i.shape) for i in s.get_inputs()], [o.name for o in s.get_outputs()])'
+
+Its inputs are the graph that {bundles.MANIFEST} describes under "spec"; {bundles.GOLDEN} holds graphs and the logits
+that they must give. Fallback rule, time limit and what is feasible are then up to the program that calls it."""
+
+
+TARGETS: Mapping[str, Target] = {
+    "vllm": Target(
+        ("llm",),
+        {
+            "swap": "vLLM keeps no KV on the host: who would be swapped out is computed anew",
+            "segments": "forward passes are not interrupted: decided between steps only",
+            "wait": "waits are polled once a millisecond while the engine is idle",
+            "pins": "prefixes cannot be held: vLLM's own cache decides what it keeps",
+        },
+        {
+            "lengths": "it reads true output lengths, which no live engine knows",
+            "drafts": "speculation belongs to vLLM, and nothing would be left of the scheduler",
+        },
+        _vllm,
+    ),
+    "kube": Target(("packing",), {}, {}, _kube),
+    "onnx": Target(None, {}, {}, _onnx),
+}
+
+
+def family_of(name: str) -> str:
+    """Which world a policy is for.
+
+    Raises:
+        UnknownNameError: no such scheduler. BundleError: a bundle that cannot be read.
+    """
+    if name.startswith(BUNDLE):
+        family: str = bundles.manifest_of(bundles.find(name.removeprefix(BUNDLE)))["family"]
+        return family
+    scheduler(name)
+    return "llm"
+
+
+def refuse_or_degrade(name: str, target: str) -> list[str]:
+    """What is lost when the policy decides there, one line each.
+
+    Raises:
+        UsageError: it cannot; says why.
+    """
+    if target not in TARGETS:
+        raise unknown_name("target", target, TARGETS)
+    there, family = TARGETS[target], family_of(name)
+    if there.families is not None and family not in there.families:
+        raise UsageError(f"{name} is a policy for {family}; target {target} is for {', '.join(there.families)}")
+    if target == "onnx" and not name.startswith(BUNDLE):
+        raise UsageError(f"{name} is a rule, not a network: target onnx takes bundle:NAME")
+    needs = set(NEEDS.get(name.partition("+")[0], ()))
+    if not name.startswith(BUNDLE) and not scheduler(name)().oracle:
+        needs.discard("lengths")
+    for need in sorted(needs):
+        if need in there.refused:
+            raise UsageError(f"{name} cannot run under {target}: {there.refused[need]}")
+    return [there.without[need] for need in sorted(needs) if need in there.without]
+
+
+def instructions(name: str, target: str) -> str:
+    """What to type, and what is lost.
+
+    Raises:
+        UsageError: the policy cannot decide there.
+    """
+    losses = refuse_or_degrade(name, target)
+    lost = "".join(f"\nlost there: {loss}" for loss in losses)
+    return TARGETS[target].run(name) + (f"\n{lost}" if lost else "")
+
+
+def policy_name(source: Path) -> str:
+    """A scheduler's name as it is; a folder or a .zip as bundle:PATH."""
+    text = str(source)
+    if not text.startswith(BUNDLE) and (source.is_dir() or source.suffix == ".zip"):
+        if source.is_dir() and not (source / bundles.MANIFEST).is_file():
+            raise UsageError(f"{source} is a run, not a bundle: `dispatchgym export {source} --out BUNDLE` makes one")
+        return BUNDLE + text
+    return text
