@@ -377,7 +377,8 @@ class Frontend:
             if sequence is not None and sequence.state == "queued":
                 self._waiting -= 1
                 self._waiting_tokens -= len(sequence.submit.prompt)
-                sequence.state, sequence.scheduled_s = "running", now
+                sequence.state = "running"
+                sequence.scheduled_s = max(now - step.seconds, sequence.arrived_s)  # the step is over
         for output in step.outputs:
             sequence = self._sequences.get(output.key)
             if sequence is None:

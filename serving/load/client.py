@@ -116,6 +116,7 @@ class Target:
         headers: Mapping[str, str],
         outcome: Outcome,
         now_s: Callable[[], float],
+        *,
         chat: bool,
     ) -> None:
         """Send a request and note in `outcome` what comes; failures are noted too."""

@@ -32,7 +32,8 @@ LATE_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Send a trace to an OpenAI-compatible server in open loop: every request when it is due, whatever became of others.
+    """Send a trace to an OpenAI-compatible server in open loop: every request when it is due, whatever became of the
+    others.
 
     Latencies count from when a request was due, so neither the server's stalls nor this program's hide anything.
 
@@ -118,7 +119,7 @@ def print_run(run: LoadRun, console: Console) -> None:
         table.add_column(name, justify="left" if not name else "right")
     spreads: Mapping[str, Spread] = {
         "time to first token": m.ttft_s, "time per output token": m.tpot_s, "longest gap": m.mtpot_s,
-        "between tokens": m.itl_s, "end to end": m.e2e_s,
+        "between events": m.itl_s, "end to end": m.e2e_s,
     }  # fmt: skip
     for name, spread in spreads.items():
         table.add_row(name, *(seconds(getattr(spread, which)) for which in ("mean", "p50", "p90", "p99")))

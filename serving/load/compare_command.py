@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,7 +41,9 @@ class Options:
     several servers of any make are compared (--targets). A round runs everybody once on the same requests; rounds
     differ in what is drawn and begin with another scheduler.
 
-    Example: dispatchgym compare --schedulers vllm,sarathi --demo --rate 4
+    Options of the servers that are started stand behind a lone --.
+
+    Example: dispatchgym compare --schedulers vllm,sarathi --demo --rate 4 -- --kv-blocks 500
     Example: dispatchgym compare --targets ours=http://a:8000,theirs=http://b:8000 --trace mine.csv
     """
 
@@ -59,8 +61,8 @@ class Options:
     demo: bool = False
     """The same with the demo's model."""
 
-    server_args: str = ""
-    """Further options of these servers, such as "--kv-blocks 500 --max-seqs 32"."""
+    server_args: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    """Further options of these servers: what stands behind a lone --."""
 
     target: str = ""
     """Address of a running dispatchgym server, whose scheduler is switched."""
@@ -81,9 +83,11 @@ def main(argv: list[str]) -> int:
     Raises:
         DispatchGymError: the traffic or a server cannot be used.
     """
+    cut = argv.index("--") if "--" in argv else len(argv)
     options: Annotated[Options, tyro.conf.FlagCreatePairsOff] = tyro.cli(
-        Options, prog="dispatchgym compare", args=list(argv)
+        Options, prog="dispatchgym compare", args=argv[:cut]
     )
+    options = replace(options, server_args=tuple(argv[cut + 1 :]))
     out, err = Console(highlight=False), Console(stderr=True, highlight=False)
     names = check(options)
     runs = asyncio.run(_run_all(options, names, err))
@@ -189,7 +193,7 @@ async def _started(options: Options, name: str) -> AsyncIterator[str]:
     what = ["--demo"] if options.demo else ["--model", str(options.model)]
     command = [
         *(sys.executable, "-m", "dispatchgym", "serve", "llm", *what),
-        *("--scheduler", name, "--port", "0", *shlex.split(options.server_args)),
+        *("--scheduler", name, "--port", "0", *options.server_args),
     ]
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
@@ -260,5 +264,5 @@ def _number(value: float) -> str:
 
 def _plain_row(row: Row) -> Mapping[str, Any]:
     means = {name: None if math.isnan(value) else value for name, value in row.means.items()}
-    against = {name: None if paired is None else asdict(paired) for name, paired in row.against.items()}
+    against = {name: None if paired is None else paired._asdict() for name, paired in row.against.items()}
     return {"name": row.name, "means": means, "against": against}

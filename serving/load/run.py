@@ -7,11 +7,9 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-from starlette.concurrency import run_in_threadpool
 
 from dispatchgym.envs.llm.metrics import Metrics, Spread, measure
 from dispatchgym.envs.llm.record import ABORTED, FINISHED, REJECTED, Record, Requests, Steps
@@ -91,9 +89,9 @@ async def drive(
 
     async def one(request: int) -> None:
         outcome = outcomes[request]
-        body = await run_in_threadpool(partial(body_of, workload, request, target.model, style, ruler))
+        body = await asyncio.to_thread(body_of, workload, request, target.model, style, ruler)
         await asyncio.sleep(outcome.due_s - now_s())
-        await target.stream(body, headers_of(workload, request), outcome, now_s, style.chat)
+        await target.stream(body, headers_of(workload, request), outcome, now_s, chat=style.chat)
         advance(str(request))
 
     tasks = []

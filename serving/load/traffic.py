@@ -43,10 +43,10 @@ class Traffic:
     """Cut outputs to so many tokens, 0 for none."""
 
     ttft_slo: float | None = None
-    """Bound in seconds on the time to the first token, inf for none. Default: the trace's own; 2 if it has no bounds."""
+    """Bound in seconds on the time to the first token, inf for none. Default: the trace's own; 2 without any."""
 
     tpot_slo: float | None = None
-    """Bound in seconds per token after the first, mean of a request. Default: the trace's own; 0.1 if it has no bounds."""
+    """Bound in seconds per token after the first, mean of a request. Default: the trace's own; 0.1 without any."""
 
     seed: int = 0
     """Of whatever is drawn."""
