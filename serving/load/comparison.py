@@ -77,10 +77,11 @@ def verdict(rows: Sequence[Row]) -> str:
             lines.append(f"{row.name}: too little was measured to tell it from {first.name}")
             continue
         low, high = paired.interval
-        share = 100 * paired.mean / first.means["goodput"] if first.means["goodput"] else math.nan
         if low > 0 or high < 0:
+            base = first.means["goodput"]
+            share = f"{abs(100 * paired.mean / base):.1f} % " if base else ""
             lines.append(
-                f"{row.name} gives {abs(share):.1f} % {'more' if low > 0 else 'less'} goodput than {first.name} "
+                f"{row.name} gives {share}{'more' if low > 0 else 'less'} goodput than {first.name} "
                 f"({paired.mean:+.3f} requests/s, 95 % interval {low:+.3f} to {high:+.3f})"
             )
         else:

@@ -1,0 +1,294 @@
+"""Traffic for live servers: prompts, times, what is made of the answers, and comparisons."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dispatchgym.envs.api import UsageError
+from dispatchgym.envs.llm.workload import Workload
+from dispatchgym.serving.llm.access import LlmGate
+from dispatchgym.serving.load import compare_command
+from dispatchgym.serving.load.client import Outcome, Target
+from dispatchgym.serving.load.command import main as load_main
+from dispatchgym.serving.load.comparison import WINDOWS, compared, verdict, window_values
+from dispatchgym.serving.load.prompts import LETTERS, WORDS, Ruler, ids_of, ruler_from, text_of
+from dispatchgym.serving.load.run import LoadRun, Style, body_of, drive, headers_of, summed_up
+from dispatchgym.serving.load.traffic import Traffic
+from tests.serving.llm.live import Live, language, serving
+
+
+def workload(n: int = 6, gap_s: float = 0.01, **columns: Any) -> Workload:
+    """Requests of 40 + i prompt and 5 output tokens; the first two blocks of 16 are everybody's."""
+    hashes = np.concatenate([[1, 2, 100 + i] for i in range(n)])
+    made: dict[str, Any] = {
+        "arrival_s": np.arange(n) * gap_s, "prompt_tokens": 50 + np.arange(n), "output_tokens": np.full(n, 5),
+        "ttft_slo_s": np.full(n, 60.0), "hash_ptr": 3 * np.arange(n + 1), "hashes": hashes, "hash_block": 16,
+    }  # fmt: skip
+    return Workload(**{**made, **columns})
+
+
+# --- prompts ---
+
+
+def test_prompts_have_the_token_counts_and_shared_beginnings_of_the_trace() -> None:
+    work = workload()
+    ruler = Ruler(LETTERS)
+    texts = [text_of(work, i, ruler) for i in range(6)]
+    counts = [len(language().encode(text)) for text in texts]
+    assert counts == work.prompt_tokens.tolist()
+    assert len({text[:32] for text in texts}) == 1
+    assert len({text[:48] for text in texts}) == 6  # the third block is everyone's own
+    ids = [ids_of(work, i, 200) for i in range(6)]
+    assert [len(each) for each in ids] == work.prompt_tokens.tolist()
+    assert ids[0][:32] == ids[5][:32]
+    assert ids[0][32:48] != ids[5][32:48]
+    assert max(map(max, ids)) < 200
+    assert text_of(work, 0, ruler, salt=1)[:32] != texts[0][:32]
+
+
+def test_a_server_that_counts_otherwise_is_followed() -> None:
+    ruler = ruler_from(WORDS, (24, 24 * 3 + 2), (96, 96 * 3 + 2))  # three tokens a word, and two besides
+    assert (ruler.per_piece, ruler.extra) == (3.0, 2.0)
+    assert ruler.count(302) == 100
+    work = workload(2, prompt_tokens=np.array([302, 3000]))
+    texts = [text_of(work, i, ruler).split() for i in range(2)]
+    assert len(texts[0]) == 100
+    assert texts[0][:11] == texts[1][:11]  # two blocks of 16 tokens are 10.67 words
+
+
+# --- against a live server ---
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[Live]:
+    with serving() as one:
+        yield one
+
+
+def run(live: Live, work: Workload, style: Style | None = None) -> LoadRun:
+    async def go() -> LoadRun:
+        target = Target(live.url)
+        try:
+            return await drive(target, work, style or Style())
+        finally:
+            await target.close()
+
+    return asyncio.run(go())
+
+
+@pytest.mark.parametrize("style", [Style(), Style(chat=True), Style(prompts="ids", vocabulary=250)])
+def test_every_request_is_sent_once_and_its_tokens_are_counted(live: Live, style: Style) -> None:
+    found = run(live, workload(), style)
+    assert found.statuses == {"200": 6}
+    assert found.record.requests.generated.tolist() == [5] * 6
+    m = found.metrics
+    assert (m.finished, m.attainment) == (6, 1.0)
+    assert m.goodput_rps == pytest.approx(6 / m.duration_s)
+    assert found.prompt_error == pytest.approx(0.0 if not style.chat else np.mean([5 / (50 + i) for i in range(6)]))
+    assert np.all(found.record.ttft_s > 0)
+    if not style.chat:
+        assert found.record.requests.cached_tokens.max() >= 32  # the shared beginning was found
+
+
+def test_a_server_that_stalls_is_charged_from_when_requests_were_due(live: Live) -> None:
+    """Open loop: while the server is held, requests keep being sent, and all of them count as waiting since then."""
+
+    async def go() -> LoadRun:
+        target = Target(live.url)
+        await target.find_model()
+        task = asyncio.create_task(drive(target, workload(8, gap_s=0.02), Style(prompts="ids", vocabulary=250)))
+        live.gate.is_open.clear()
+        while len(list(live.frontend.sequences)) < 8:  # nobody's answer is waited for
+            await asyncio.sleep(0.005)
+        live.gate.is_open.set()
+        try:
+            return await task
+        finally:
+            await target.close()
+
+    found = asyncio.run(go())
+    assert found.statuses == {"200": 8}
+    waited = found.record.ttft_s
+    held_until = found.record.requests.first_token_s.min()
+    assert np.all(waited >= held_until - found.record.workload.arrival_s - 1e-6)
+    assert waited[0] > 0.13  # from when it was due, while seven more were sent 20 ms apart
+
+
+def test_what_is_asked_names_bounds_tenant_and_session() -> None:
+    work = workload(2, tenant=np.array([3, 4]), session=np.array([7, -1]), tpot_slo_s=np.array([0.05, np.inf]))
+    assert headers_of(work, 0) == {
+        "x-tenant": "tenant-3", "x-priority": "0", "x-ttft-slo-ms": "60000", "x-tpot-slo-ms": "50",
+        "x-session-id": "session-7",
+    }  # fmt: skip
+    assert "x-session-id" not in headers_of(work, 1)
+    body = body_of(work, 0, "m", Style(ignore_eos=False), Ruler(LETTERS))
+    assert "ignore_eos" not in body
+    assert body["max_tokens"] == 5
+
+
+def test_the_load_command_writes_what_it_prints(live: Live, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "load.json"
+    trace = ["--trace", "azure-2023-conv-twin", "--requests", "8", "--rate", "200"]
+    cut = ["--longest-prompt", "60", "--longest-output", "4", "--ttft-slo", "100", "--tpot-slo", "100"]
+    assert load_main([*trace, *cut, "--target", live.url, "--json", str(out)]) == 0
+    said = json.loads(out.read_text())
+    assert said["statuses"] == {"200": 8}
+    assert len(said["requests"]) == 8
+    assert said["metrics"]["attainment"] == 1.0
+    assert "100.0 % met every" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_rate_moves_arrivals_closer() -> None:
+    work, notes = Traffic(trace="azure-2023-conv-twin", requests=50, rate=100.0, longest_output=3).workload()
+    assert 49 / work.arrival_s[-1] - work.arrival_s[0] == pytest.approx(100, rel=0.05)
+    assert work.output_tokens.max() == 3
+    assert any("cut" in note for note in notes)
+    with pytest.raises(UsageError, match="--rate"):
+        Traffic(rate=-1.0).workload()
+
+
+# --- servers of other makes, and broken ones ---
+
+
+class _Odd(BaseHTTPRequestHandler):
+    """Lists a model; then breaks off, refuses, or sends nonsense."""
+
+    def log_message(self, *args: Any) -> None: ...
+
+    def do_GET(self) -> None:
+        self._send(200, b'{"data":[{"id":"odd"}]}')
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        kind = body["seed"] % 4
+        if kind == 0:
+            self._send(429, b'{"error":"busy"}')
+        elif kind == 1:
+            self._send(200, b'data: {"choices":[{"text":"a"}]}\n\n')  # no [DONE]
+        elif kind == 2:
+            self._send(200, b"data: {nonsense\n\n")
+        else:
+            self._send(200, b'data: {"choices":[{"text":"a"}]}\n\ndata: {"error":{"message":"gone"}}\n\n')
+
+    def _send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_answers_that_are_not_whole_count_as_what_they_are() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Odd)
+    thread = Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+
+    async def go() -> LoadRun:
+        target = Target(f"http://127.0.0.1:{server.server_address[1]}/v1/")
+        try:
+            return await drive(target, workload(4), Style(prompts="ids"))
+        finally:
+            await target.close()
+
+    try:
+        found = asyncio.run(go())
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert found.statuses == {"200": 0, "429": 1, "broken": 3} or found.statuses == {"429": 1, "broken": 3}
+    assert [o.error for o in found.outcomes] == [
+        '{"error":"busy"}', "the stream ended early", "an event that is no JSON", "{'message': 'gone'}",
+    ]  # fmt: skip
+    assert (found.metrics.finished, found.metrics.rejected, found.metrics.aborted) == (0, 1, 3)
+    assert found.metrics.goodput_rps == 0
+
+
+def test_a_server_that_is_not_there_is_said_to_be_missing() -> None:
+    with pytest.raises(UsageError, match="no list of models"):
+        asyncio.run(drive(Target("http://127.0.0.1:9"), workload(), Style()))
+
+
+# --- comparisons ---
+
+
+def made_run(ttft_s: np.ndarray[Any, Any], gap_s: float = 0.1) -> LoadRun:
+    """A run whose first tokens came after these times; bound 1 s."""
+    n = len(ttft_s)
+    work = workload(n, gap_s=gap_s, ttft_slo_s=np.ones(n))
+    outcomes = [
+        Outcome(i * gap_s, i * gap_s, i * gap_s + t + 0.4, [i * gap_s + t + 0.1 * k for k in range(5)], 200)
+        for i, t in enumerate(ttft_s)
+    ]
+    return summed_up(work, outcomes, "made")
+
+
+def test_windows_hold_goodput_and_means_by_hand() -> None:
+    ttft = np.full(101, 0.5)
+    ttft[:10] = 2.0  # the first window misses its bound
+    found = made_run(ttft)
+    goodput = window_values(found, "goodput")
+    assert len(goodput) == WINDOWS
+    assert goodput[0] == 0.0
+    assert goodput[1] == pytest.approx(10.0)
+    assert goodput[9] == pytest.approx(11.0)  # with the one that comes at the very end
+    assert window_values(found, "attainment")[:2] == [0.0, 100.0]
+    assert window_values(found, "first token")[:2] == pytest.approx([2000.0, 500.0])
+    assert window_values(found, "per token")[3] == pytest.approx(100.0)
+
+
+def test_a_difference_is_told_where_the_interval_leaves_out_zero() -> None:
+    rng = np.random.default_rng(0)
+    slow = [made_run(rng.uniform(0.5, 2.0, 200)) for _ in range(3)]
+    fast = [made_run(run.record.ttft_s * 0.5) for run in slow]
+    rows = compared({"slow": slow, "fast": fast, "slow again": slow})
+    paired = rows[1].against["first token"]
+    assert paired is not None
+    assert paired.mean == pytest.approx(-0.5 * rows[0].means["first token"])
+    said = verdict(rows).splitlines()
+    assert "fast gives" in said[0]
+    assert "more goodput than slow" in said[0]
+    assert "slow again: no difference to slow is shown" in said[1]
+    assert math.isclose(rows[2].against["goodput"].mean, 0.0)  # type: ignore[union-attr]
+
+
+def test_compare_switches_a_running_server_and_prints_differences(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    token = tmp_path / "admin"
+    token.write_text("an-administrators-token")
+    out = tmp_path / "compare.json"
+    with serving(access=LlmGate(admin_token_file=token)) as live:
+        argv = [
+            "--target", live.url, "--admin-token-file", str(token), "--schedulers", "vllm,sarathi", "--rounds", "2",
+            "--trace", "azure-2023-conv-twin", "--requests", "12", "--rate", "150", "--longest-prompt", "50",
+            "--longest-output", "4", "--json", str(out),
+        ]  # fmt: skip
+        assert compare_command.main(argv) == 0
+        assert live.frontend.history == ["vllm", "vllm", "sarathi", "sarathi", "vllm"]  # rounds begin in turns
+    said = json.loads(out.read_text())
+    assert [row["name"] for row in said["rows"]] == ["vllm", "sarathi"]
+    assert all(run["statuses"] == {"200": 12} for runs in said["runs"].values() for run in runs)
+    first, second = (runs[0]["requests"] for runs in said["runs"].values())
+    assert [r["prompt_tokens"] for r in first] == [r["prompt_tokens"] for r in second]  # the same trace
+    assert "sarathi - vllm" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"demo": True, "target": "x"}, {}, {"target": "x"}, {"demo": True, "schedulers": "vllm"}, {"targets": "a,b"},
+     {"demo": True, "rounds": 0}, {"demo": True, "schedulers": "vllm,vllm"}],
+)  # fmt: skip
+def test_comparisons_that_make_no_sense_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        compare_command.check(replace(compare_command.Options(), **change))
