@@ -34,7 +34,7 @@ class Target:
 
 def _vllm(name: str) -> str:
     return f"""\
-pip install 'dispatchgym[serving]' 'vllm>=0.25,<0.26'
+pip install 'dispatchgym[vllm]'
 DISPATCHGYM_POLICY='{name}' vllm serve MODEL \\
   --scheduler-cls dispatchgym.serving.plugins.vllm.LearnedScheduler
 

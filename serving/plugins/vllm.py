@@ -75,16 +75,22 @@ class Options:
         return Options(**{**found, **own})
 
 
-class LearnedScheduler(AsyncScheduler):
+class LearnedScheduler(AsyncScheduler):  # type: ignore[misc]  # vLLM is not in the development environment
     """vLLM's scheduler, steered by a policy.
 
     Attributes:
         decisions: plans that the policy made.
-        faults: steps that vLLM's own rules made instead, by cause: "error", "late", "malformed".
+        faults: steps that vLLM's own rules made instead, by cause: "error", "late".
         inexact: steps in which vLLM ran other tokens than the plan said, such as unequal pieces of several prompts.
         is_benched: the policy has failed too often.
         policy_s: seconds that the policy took.
     """
+
+    # of vLLM's own scheduler
+    running: list[Request]
+    max_num_running_reqs: int
+    max_num_scheduled_tokens: int
+    scheduler_reserve_full_isl: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -190,9 +196,10 @@ class LearnedScheduler(AsyncScheduler):
                 self.policy_s += took_s
                 self.decisions += 1
                 if took_s * 1000.0 > self.options.budget_ms:
-                    return self._fault("late")
+                    self._fault("late")
+                    return None
                 if not isinstance(plan, Plan):
-                    return self._fault("malformed")
+                    raise TypeError(f"decide returned {type(plan).__name__}, not a Plan")
                 decoding = set(view.running.id[view.running.decoding].tolist())
                 if plan.hold_steps > 1 and all(r in decoding for r, _ in plan.grants):
                     self._held = (plan, plan.hold_steps - 1)
@@ -202,7 +209,8 @@ class LearnedScheduler(AsyncScheduler):
             return steering if steering.running or steering.waiting else None
         except Exception:
             log.exception("policy %s failed", self.options.policy)
-            return self._fault("error")
+            self._fault("error")
+            return None
 
     def _held_plan(self, view: EngineView) -> Plan | None:
         """The plan of an earlier step that says to go on, cut to those that still decode."""

@@ -230,7 +230,7 @@ def test_the_policy_comes_from_the_environment_or_the_configuration(monkeypatch:
     assert engine.decisions > 0
     assert not engine.faults
     assert Options.of({"dispatchgym": {"policy": "orca"}}).policy == "orca"
-    with pytest.raises(UsageError, match="dispatchgym.polcy"):
+    with pytest.raises(UsageError, match=r"dispatchgym\.polcy"):
         Options.of({"dispatchgym": {"polcy": "orca"}})
     monkeypatch.setenv("DISPATCHGYM_POLICY", "mc-sf")
     with pytest.raises(UsageError, match="true output lengths"):
