@@ -28,6 +28,8 @@ I64 = npt.NDArray[np.int64]
     CHANGED_BLOCK,
     COLUMNS,
 ) = range(7)
+KEPT = CHANGED_SLOT
+"""Columns before the changes."""
 
 
 @compiled

@@ -1,6 +1,7 @@
 """Whole decoding steps as CUDA graphs: table changes, embedding, layers, logits, draw, and the drawn tokens' way back.
 
-A step costs the host one copy to the device, one launch and one copy back, whatever the model's depth. Results are
+A step costs the host a single launch, whatever the model's depth: the device itself fetches the rows from pinned
+memory, and leaves the tokens there. Results are
 read when the caller asks for them, so that the host can plan a step while the one before runs.
 """
 
@@ -17,6 +18,7 @@ from dispatchgym.serving.executor import triton_layers, triton_sampling
 from dispatchgym.serving.executor.decode_rows import (
     CHANGED_SLOT,
     COLUMNS,
+    KEPT,
     POSITION,
     SLOT,
     TOKEN,
@@ -39,13 +41,11 @@ def graph_sizes(most: int) -> tuple[int, ...]:
 
 
 class GraphFlight:
-    """A step's own pinned buffers: the rows that the device is sent, the tokens that it sends back."""
+    """A step's own place in pinned memory: the rows that the device fetches, the tokens that it leaves."""
 
-    def __init__(self, pitch: int) -> None:
-        self.packed = torch.zeros(COLUMNS * pitch, dtype=torch.int32, pin_memory=True)
-        self.sampled = torch.zeros(pitch, dtype=torch.int32, pin_memory=True)
-        self.rows: I32 = self.packed.numpy()
-        self.tokens: I32 = self.sampled.numpy()
+    def __init__(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
+        self.rows: I32 = rows.numpy()
+        self.tokens: I32 = tokens.numpy()
         self.done = torch.cuda.Event()
 
     def wait(self) -> None:
@@ -69,16 +69,18 @@ class StepGraphs:
         self._slots = slots
         device = slots.table.device
         pitch = _pitch(self.sizes[-1])
-        self._packed = torch.zeros(COLUMNS * pitch, dtype=torch.int32, device=device)
-        self._tokens = torch.zeros(pitch, dtype=torch.int32, device=device)
-        self._ring = [GraphFlight(pitch) for _ in range(IN_FLIGHT)]
-        self._turn = 0
+        self._rows = torch.zeros(KEPT * pitch, dtype=torch.int32, device=device)
+        self._sent = torch.zeros(IN_FLIGHT, COLUMNS * pitch, dtype=torch.int32, pin_memory=True)
+        self._sampled = torch.zeros(IN_FLIGHT, pitch, dtype=torch.int32, pin_memory=True)
+        self._turn = torch.zeros(1, dtype=torch.int32, device=device)
+        self._flights = [GraphFlight(*buffers) for buffers in zip(self._sent, self._sampled, strict=True)]
+        self._launches = 0
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def capture(self, advance: Callable[[], None] = lambda: None) -> None:
         """Record every graph, the largest first; `advance` is called after each."""
         pool = None
-        stream = torch.cuda.Stream(self._packed.device)
+        stream = torch.cuda.Stream(self._rows.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for width in reversed(self.sizes):
@@ -91,6 +93,7 @@ class StepGraphs:
                 pool = pool or graph.pool()
                 self._graphs[width] = graph
                 advance()
+            self._turn.zero_()
         torch.cuda.current_stream().wait_stream(stream)
 
     def pitch_of(self, rows: int) -> int:
@@ -98,29 +101,25 @@ class StepGraphs:
         return _pitch(self._width_of(rows))
 
     def next_flight(self) -> GraphFlight:
-        """Buffers for a step, which nobody uses any more."""
-        self._turn = (self._turn + 1) % IN_FLIGHT
-        flight = self._ring[self._turn]
+        """Buffers for the next step, which nobody uses any more."""
+        flight = self._flights[self._launches % IN_FLIGHT]
         flight.wait()
         return flight
 
     def launch(self, flight: GraphFlight, rows: int) -> None:
-        """Start the step whose rows, with padding up to `pitch_of(rows)`, lie in `flight.rows`."""
-        width = self._width_of(rows)
-        size = COLUMNS * _pitch(width)
-        self._packed[:size].copy_(flight.packed[:size], non_blocking=True)
-        self._graphs[width].replay()
-        flight.sampled[:rows].copy_(self._tokens[:rows], non_blocking=True)
+        """Start the step whose rows, with padding up to `pitch_of(rows)`, lie in `flight.rows`, the next flight's."""
+        self._graphs[self._width_of(rows)].replay()
         flight.done.record()
+        self._launches += 1
 
     def _width_of(self, rows: int) -> int:
         return self.sizes[bisect_left(self.sizes, rows)]
 
     def _body(self, width: int) -> None:
         pitch = _pitch(width)
-        columns = self._packed[: COLUMNS * pitch].view(COLUMNS, pitch)
+        columns = self._rows[: KEPT * pitch].view(KEPT, pitch)
         slots = self._slots
-        triton_layers.change_table(columns[CHANGED_SLOT:], slots.table)
+        triton_layers.take_rows(self._sent, self._turn, columns, slots.table)
         nobody = np.zeros(width, np.int32)
         step = StepInputs(
             ids=columns[TOKEN, :width],
@@ -140,14 +139,15 @@ class StepGraphs:
             greedy=False,
             filtered=True,
         )
-        self._tokens[:width] = triton_sampling.sample(logits, draws, step.slots, slots.newest)
+        tokens = triton_sampling.sample(logits, draws, step.slots, slots.newest)
+        triton_layers.give_tokens(tokens, self._sampled, self._turn)
 
     def _send_padding(self, width: int) -> None:
         """Rows that touch nothing but what is there for padding."""
-        columns = torch.zeros(COLUMNS, _pitch(width), dtype=torch.int32)
-        columns[SLOT] = self._slots.padding
-        columns[CHANGED_SLOT] = -1
-        self._packed[: columns.numel()].copy_(columns.view(-1))
+        columns = self._sent[:, : COLUMNS * _pitch(width)].view(IN_FLIGHT, COLUMNS, -1)
+        columns.zero_()
+        columns[:, SLOT] = self._slots.padding
+        columns[:, CHANGED_SLOT] = -1
 
 
 def _pitch(width: int) -> int:

@@ -9,6 +9,8 @@ Softmax statistics and sums are float32.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -19,84 +21,101 @@ I32 = npt.NDArray[np.integer]
 
 LOG2E = 1.4426950408889634
 SPLIT_KEYS = 32  # keys that a program of the decode kernel, one warp, reads at a time
-MOST_SPLITS = 32
 PIECE_KEYS = 64
-PROGRAMS = 4 * 132  # that fill the GPU these settings were measured on
 
 
-def splits_for(rows: int, kv_heads: int, programs: int = PROGRAMS) -> int:
-    """Smallest power of two of pieces of each row's context that fills the GPU, at most MOST_SPLITS."""
-    splits = 1
-    while rows * kv_heads * splits < programs and splits < MOST_SPLITS:
-        splits *= 2
-    return splits
+class Split(NamedTuple):
+    """How contexts are cut for decoding: into at most `most` pieces each, of at least `keys` keys."""
+
+    most: int
+    keys: int
+
+
+def split_for(rows: int, kv_heads: int) -> Split:
+    """Few rows are cut finely, to fill the GPU; many only where a long one would keep the others waiting."""
+    programs = rows * kv_heads
+    for most, keys, below in ((32, 64, 128), (16, 128, 512), (8, 256, 1024)):
+        if programs < below:
+            return Split(most, keys)
+    return Split(4, 512)
 
 
 @triton.jit
 def _decode_kernel(
-    q, k, v, table, slots, positions, out, partial, stats, scale,
-    q_row, k_block, k_token, k_head, v_block, v_token, v_head, table_row,
+    q, k, v, table, slots, positions, out, partial, stats, arrivals, scale,
+    q_row, k_block, k_token, k_head, v_block, v_token, v_head, table_row, keys_each,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
-    PAGE: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr,
+    PAGE: tl.constexpr, BLOCK: tl.constexpr, MOST: tl.constexpr,
 ):  # fmt: skip
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     slot = tl.load(slots + row).to(tl.int64)
     length = tl.load(positions + row) + 1
-    piece = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK) * BLOCK
-    first = split * piece
-    last = tl.minimum(first + piece, length)
-    g = tl.arange(0, ROWS)
-    d = tl.arange(0, DIM_PAD)
-    heads = head * GROUP + g
-    q_mask = (g[:, None] < GROUP) & (d[None, :] < DIM)
-    queries = tl.load(q + row.to(tl.int64) * q_row + heads[:, None] * DIM + d[None, :], mask=q_mask, other=0.0)
-    highest = tl.full([ROWS], -float("inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    sums = tl.zeros([ROWS, DIM_PAD], tl.float32)
-    for start in range(first, last, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        here = at < last
-        block = tl.load(table + slot * table_row + at // PAGE, mask=here, other=0).to(tl.int64)
-        keys = tl.load(
-            k + block[None, :] * k_block + (at % PAGE)[None, :] * k_token + head * k_head + d[:, None],
-            mask=here[None, :] & (d[:, None] < DIM),
-            other=0.0,
-        )
-        scores = tl.dot(queries, keys) * scale
-        scores = tl.where(here[None, :], scores, -float("inf"))
-        top = tl.maximum(highest, tl.max(scores, 1))
-        shift = tl.exp2(highest - top)
-        p = tl.exp2(scores - top[:, None])
-        values = tl.load(
-            v + block[:, None] * v_block + (at % PAGE)[:, None] * v_token + head * v_head + d[None, :],
-            mask=here[:, None] & (d[None, :] < DIM),
-            other=0.0,
-        )
-        total = total * shift + tl.sum(p, 1)
-        sums = tl.dot(p.to(values.dtype), values, sums * shift[:, None])
-        highest = top
-    if SPLITS == 1:
+    piece = tl.maximum(keys_each, tl.cdiv(tl.cdiv(length, MOST), BLOCK) * BLOCK)
+    pieces = tl.cdiv(length, piece)
+    if split < pieces:
+        first = split * piece
+        last = tl.minimum(first + piece, length)
+        g = tl.arange(0, ROWS)
+        d = tl.arange(0, DIM_PAD)
+        heads = head * GROUP + g
+        q_mask = (g[:, None] < GROUP) & (d[None, :] < DIM)
+        queries = tl.load(q + row.to(tl.int64) * q_row + heads[:, None] * DIM + d[None, :], mask=q_mask, other=0.0)
+        highest = tl.full([ROWS], -float("inf"), tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        sums = tl.zeros([ROWS, DIM_PAD], tl.float32)
+        for start in range(first, last, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            here = at < last
+            block = tl.load(table + slot * table_row + at // PAGE, mask=here, other=0).to(tl.int64)
+            keys = tl.load(
+                k + block[None, :] * k_block + (at % PAGE)[None, :] * k_token + head * k_head + d[:, None],
+                mask=here[None, :] & (d[:, None] < DIM),
+                other=0.0,
+            )
+            scores = tl.dot(queries, keys) * scale
+            scores = tl.where(here[None, :], scores, -float("inf"))
+            top = tl.maximum(highest, tl.max(scores, 1))
+            shift = tl.exp2(highest - top)
+            p = tl.exp2(scores - top[:, None])
+            values = tl.load(
+                v + block[:, None] * v_block + (at % PAGE)[:, None] * v_token + head * v_head + d[None, :],
+                mask=here[:, None] & (d[None, :] < DIM),
+                other=0.0,
+            )
+            total = total * shift + tl.sum(p, 1)
+            sums = tl.dot(p.to(values.dtype), values, sums * shift[:, None])
+            highest = top
         place = (row.to(tl.int64) * KV_HEADS * GROUP + heads) * DIM
-        result = sums / total[:, None]
-        tl.store(out + place[:, None] + d[None, :], result.to(out.dtype.element_ty), mask=q_mask)
-    else:
-        piece_of = (row.to(tl.int64) * KV_HEADS * GROUP + heads) * SPLITS + split
-        tl.store(partial + piece_of[:, None] * DIM + d[None, :], sums, mask=q_mask)
-        tl.store(stats + piece_of * 2, highest, mask=g < GROUP)
-        tl.store(stats + piece_of * 2 + 1, total, mask=g < GROUP)
-
-
-@triton.jit
-def _combine_kernel(partial, stats, out, DIM: tl.constexpr, DIM_PAD: tl.constexpr, SPLITS: tl.constexpr):
-    head = tl.program_id(0).to(tl.int64)
-    n = tl.arange(0, SPLITS)
-    d = tl.arange(0, DIM_PAD)
-    highest = tl.load(stats + (head * SPLITS + n) * 2)
-    total = tl.load(stats + (head * SPLITS + n) * 2 + 1)
-    weight = tl.exp2(highest - tl.max(highest, 0))
-    sums = tl.load(partial + (head * SPLITS + n)[:, None] * DIM + d[None, :], mask=d[None, :] < DIM, other=0.0)
-    result = tl.sum(sums * weight[:, None], 0) / tl.sum(total * weight, 0)
-    tl.store(out + head * DIM + d, result.to(out.dtype.element_ty), mask=d < DIM)
+        if pieces == 1:
+            result = sums / total[:, None]
+            tl.store(out + place[:, None] + d[None, :], result.to(out.dtype.element_ty), mask=q_mask)
+        else:
+            mine = (row.to(tl.int64) * KV_HEADS * GROUP + heads) * MOST
+            tl.store(partial + (mine + split)[:, None] * DIM + d[None, :], sums, mask=q_mask)
+            tl.store(stats + (mine + split) * 2, highest, mask=g < GROUP)
+            tl.store(stats + (mine + split) * 2 + 1, total, mask=g < GROUP)
+            tl.debug_barrier()
+            before = tl.atomic_add(arrivals + row * KV_HEADS + head, 1, sem="acq_rel", scope="gpu")
+            if before == pieces - 1:  # the last to arrive adds up what all have left
+                tl.debug_barrier()
+                tl.store(arrivals + row * KV_HEADS + head, 0)
+                highest = tl.full([ROWS], -float("inf"), tl.float32)
+                total = tl.zeros([ROWS], tl.float32)
+                sums = tl.zeros([ROWS, DIM_PAD], tl.float32)
+                for other in range(pieces):
+                    its_top = tl.load(stats + (mine + other) * 2, mask=g < GROUP, other=1.0, cache_modifier=".cg")
+                    its_total = tl.load(stats + (mine + other) * 2 + 1, mask=g < GROUP, other=1.0, cache_modifier=".cg")
+                    its_sums = tl.load(
+                        partial + (mine + other)[:, None] * DIM + d[None, :], mask=q_mask, other=0.0,
+                        cache_modifier=".cg",
+                    )  # fmt: skip
+                    top = tl.maximum(highest, its_top)
+                    keep, add = tl.exp2(highest - top), tl.exp2(its_top - top)
+                    total = total * keep + its_total * add
+                    sums = sums * keep[:, None] + its_sums * add[:, None]
+                    highest = top
+                result = sums / total[:, None]
+                tl.store(out + place[:, None] + d[None, :], result.to(out.dtype.element_ty), mask=q_mask)
 
 
 def paged_decode(
@@ -107,8 +126,9 @@ def paged_decode(
     slots: torch.Tensor,
     positions: torch.Tensor,
     out: torch.Tensor,
+    arrivals: torch.Tensor,
     scale: float,
-    splits: int | None = None,
+    split: Split | None = None,
 ) -> None:
     """Attention of one query token a row over its whole context, its own key included.
 
@@ -119,25 +139,21 @@ def paged_decode(
         slots: int32 (rows,): each row's place in `table`.
         positions: int32 (rows,): of the query token, whose key is stored already.
         out: like q, dense: written.
-        splits: pieces of each row's context, a power of two; as many as fill the GPU if None.
+        arrivals: int32, at least rows * kv_heads zeros, which are zeros again afterwards.
+        split: how contexts are cut; None for `split_for`.
     """
     rows, heads, dim = q.shape
     page, kv_heads = k_cache.shape[1], k_cache.shape[2]
     group = heads // kv_heads
-    splits = splits_for(rows, kv_heads) if splits is None else splits
-    pad = _power(dim)
-    partial = stats = out
-    if splits > 1:
-        partial = torch.empty(rows * heads * splits, dim, dtype=torch.float32, device=q.device)
-        stats = torch.empty(rows * heads * splits, 2, dtype=torch.float32, device=q.device)
-    _decode_kernel[(rows, kv_heads, splits)](
-        q, k_cache, v_cache, table, slots, positions, out, partial, stats, scale * LOG2E, q.stride(0),
+    most, keys = split_for(rows, kv_heads) if split is None else split
+    partial = torch.empty(rows * heads * most, dim, dtype=torch.float32, device=q.device)
+    stats = torch.empty(rows * heads * most, 2, dtype=torch.float32, device=q.device)
+    _decode_kernel[(rows, kv_heads, most)](
+        q, k_cache, v_cache, table, slots, positions, out, partial, stats, arrivals, scale * LOG2E, q.stride(0),
         k_cache.stride(0), k_cache.stride(1), k_cache.stride(2), v_cache.stride(0), v_cache.stride(1),
-        v_cache.stride(2), table.stride(0), KV_HEADS=kv_heads, GROUP=group, ROWS=max(16, _power(group)),
-        DIM=dim, DIM_PAD=pad, PAGE=page, BLOCK=SPLIT_KEYS, SPLITS=splits, num_warps=1, num_stages=4,
+        v_cache.stride(2), table.stride(0), keys, KV_HEADS=kv_heads, GROUP=group, ROWS=max(16, _power(group)),
+        DIM=dim, DIM_PAD=_power(dim), PAGE=page, BLOCK=SPLIT_KEYS, MOST=most, num_warps=1, num_stages=4,
     )  # fmt: skip
-    if splits > 1:
-        _combine_kernel[(rows * heads,)](partial, stats, out, DIM=dim, DIM_PAD=pad, SPLITS=splits, num_warps=2)
 
 
 @triton.jit

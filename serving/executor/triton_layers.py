@@ -10,21 +10,49 @@ import triton.language as tl
 
 
 @triton.jit
-def _change_table_kernel(changes, table, pitch, table_row, count, BLOCK: tl.constexpr):
+def _take_rows_kernel(ring, turn, rows, table, pitch, ring_row, table_row, KEPT: tl.constexpr, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    slot = tl.load(changes + i, mask=i < count, other=-1)
-    real = slot >= 0
-    column = tl.load(changes + pitch + i, mask=real, other=0)
-    block = tl.load(changes + 2 * pitch + i, mask=real, other=0)
-    tl.store(table + slot.to(tl.int64) * table_row + column, block, mask=real)
+    here = i < pitch
+    sent = ring + tl.load(turn) * ring_row
+    for column in tl.static_range(KEPT):
+        tl.store(rows + column * pitch + i, tl.load(sent + column * pitch + i, mask=here, other=0), mask=here)
+    slot = tl.load(sent + KEPT * pitch + i, mask=here, other=-1)
+    place = tl.load(sent + (KEPT + 1) * pitch + i, mask=here, other=0)
+    block = tl.load(sent + (KEPT + 2) * pitch + i, mask=here, other=0)
+    tl.store(table + slot.to(tl.int64) * table_row + place, block, mask=slot >= 0)
 
 
-def change_table(changes: torch.Tensor, table: torch.Tensor) -> None:
-    """table[slot, column] = block for every column (slot, column, block) of `changes`, int32 (3, n); slot -1: none."""
-    count = changes.shape[1]
-    _change_table_kernel[(triton.cdiv(count, 256),)](
-        changes, table, changes.stride(0), table.stride(0), count, BLOCK=256, num_warps=2
+def take_rows(ring: torch.Tensor, turn: torch.Tensor, rows: torch.Tensor, table: torch.Tensor) -> None:
+    """Fetch a step's rows from the host's memory, and change the block table as they say.
+
+    Args:
+        ring: int32 (steps, at least columns * pitch), pinned; the last three columns of a step are changes:
+            table[slot, place] = block, none where the slot is -1.
+        turn: int32 (1,): the step's place in the ring.
+        rows: int32 (columns - 3, pitch): written.
+        table: int32 (slots, blocks): changed.
+    """
+    kept, pitch = rows.shape
+    _take_rows_kernel[(triton.cdiv(pitch, 128),)](
+        ring, turn, rows, table, pitch, ring.stride(0), table.stride(0), KEPT=kept, BLOCK=128, num_warps=4
     )
+
+
+@triton.jit
+def _give_tokens_kernel(tokens, ring, turn, ring_row, COUNT: tl.constexpr, STEPS: tl.constexpr, PAD: tl.constexpr):
+    i = tl.arange(0, PAD)
+    now = tl.load(turn)
+    tl.store(ring + now * ring_row + i, tl.load(tokens + i, mask=i < COUNT), mask=i < COUNT)
+    tl.debug_barrier()
+    tl.store(turn, (now + 1) % STEPS)
+
+
+def give_tokens(tokens: torch.Tensor, ring: torch.Tensor, turn: torch.Tensor) -> None:
+    """Put a step's tokens (rows,) into the host's memory, ring (steps, at least rows), pinned; the next turn comes."""
+    _give_tokens_kernel[(1,)](
+        tokens, ring, turn, ring.stride(0), COUNT=len(tokens), STEPS=len(ring), PAD=triton.next_power_of_2(len(tokens)),
+        num_warps=4,
+    )  # fmt: skip
 
 
 @triton.jit

@@ -9,11 +9,15 @@ from dispatchgym.serving.executor.inputs import StepInputs
 from dispatchgym.serving.executor.ops import Rope
 from dispatchgym.serving.executor.sampling import Draws
 
+MOST_ARRIVALS = 1 << 17
+"""Rows of a step times key heads."""
+
 
 class TritonOps:
     """See `Ops`. Prompt pieces of a step are cut into tiles once, at its first layer."""
 
     def __init__(self) -> None:
+        self._arrivals: torch.Tensor | None = None
         self._tiled: tuple[StepInputs, torch.Tensor, int] | None = None
 
     def embed(self, step: StepInputs, newest: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -38,8 +42,10 @@ class TritonOps:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         n = step.host.singles
         if n:
+            if self._arrivals is None:
+                self._arrivals = torch.zeros(MOST_ARRIVALS, dtype=torch.int32, device=q.device)
             triton_attention.paged_decode(
-                q[:n], k_cache, v_cache, step.table, step.slots[:n], step.positions[:n], out[:n], scale
+                q[:n], k_cache, v_cache, step.table, step.slots[:n], step.positions[:n], out[:n], self._arrivals, scale
             )
         if n < len(step.host.slot):
             tiles, tokens = self._tiles(step, q.shape[1] // k_cache.shape[2])

@@ -65,7 +65,7 @@ class Cache:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_split_decoding_attends_over_the_whole_context(seed: int, dtype: torch.dtype) -> None:
-    from dispatchgym.serving.executor.triton_attention import paged_decode
+    from dispatchgym.serving.executor.triton_attention import Split, paged_decode
 
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
@@ -75,11 +75,15 @@ def test_split_decoding_attends_over_the_whole_context(seed: int, dtype: torch.d
     positions = rng.integers(0, 400, rows)
     positions[0] = rng.choice([0, 15, 16, 63, 64, 399])
     q = cache.queries(rows, dtype)
-    splits = [None, 1, 2, 8][seed % 4]
+    split = [None, Split(1, 64), Split(2, 64), Split(8, 32)][seed % 4]
+    arrivals = torch.zeros(rows * cache.kv_heads, dtype=torch.int32, device=DEVICE)
     out = torch.full(q.shape, torch.nan, dtype=dtype, device=DEVICE)
-    paged_decode(q, cache.k, cache.v, cache.table, _ints(slots), _ints(positions), out, cache.dim**-0.5, splits)
+    paged_decode(
+        q, cache.k, cache.v, cache.table, _ints(slots), _ints(positions), out, arrivals, cache.dim**-0.5, split
+    )
     reference = torch.stack([cache.attend(q[i], int(slots[i]), int(positions[i])) for i in range(rows)])
     assert error(out, reference) < BOUND[dtype]
+    assert not arrivals.any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -176,15 +180,28 @@ def test_embedding_takes_the_token_or_the_last_one_of_the_slot() -> None:
     assert torch.equal(out, weight[[3, 8, 49, 7]])
 
 
-def test_table_changes_land_and_nothing_else() -> None:
-    from dispatchgym.serving.executor.triton_layers import change_table
+def test_rows_are_fetched_and_tokens_left_turn_by_turn() -> None:
+    from dispatchgym.serving.executor.triton_layers import give_tokens, take_rows
 
-    table = torch.zeros(4, 9, dtype=torch.int32, device=DEVICE)
-    block = _ints([[2, -1, 0], [8, 3, 1], [77, 5, 66], [0, 0, 0]])
-    change_table(block[:3], table)
+    pinned = not INTERPRETED
+    ring = torch.arange(3 * 40, dtype=torch.int32).view(3, 40)
+    ring[1, 16:28] = torch.tensor([2, -1, 0, -1, 8, 3, 1, 0, 77, 5, 66, 0], dtype=torch.int32)
+    ring = ring.pin_memory() if pinned else ring
+    left = torch.full((3, 8), -3, dtype=torch.int32, pin_memory=pinned)
+    table, rows = (torch.zeros(shape, dtype=torch.int32, device=DEVICE) for shape in ((4, 9), (4, 4)))
+    turn = _ints([1])
+    take_rows(ring, turn, rows, table)
+    give_tokens(_ints([5, 6, 7]), left, turn)
+    if pinned:
+        torch.cuda.synchronize()
     wanted = torch.zeros_like(table)
     wanted[2, 8], wanted[0, 1] = 77, 66
     assert torch.equal(table, wanted)
+    assert rows.view(-1).tolist() == list(range(40, 56))
+    assert left.tolist() == [[-3] * 8, [5, 6, 7, -3, -3, -3, -3, -3], [-3] * 8]
+    for expected in (0, 1, 2):
+        give_tokens(_ints([0]), left, turn) if expected != 0 else None
+        assert turn.tolist() == [(2 + expected) % 3]
 
 
 def test_the_likeliest_token_and_the_lowest_among_equals() -> None:
