@@ -64,6 +64,9 @@ types: setup ## mypy --strict over the package
 tests: setup ## pytest without the slow tests (PYTEST_ARGS=... to choose)
 	@$(BIN)/pytest $(PYTEST_ARGS)
 
+test-gpu: ## the tests that need a GPU, with the python that sees it (GPU_PYTHON=...): kernels, captured steps, whole texts
+	@$(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider tests/serving/executor/gpu
+
 bench: setup bench-peers ## run every script in benchmarks/ beside its peers (BENCH_ARGS=--quick: half a minute each)
 	@for script in benchmarks/*.py; do echo "== $$script $(BENCH_ARGS)"; $(BIN)/python "$$script" $(BENCH_ARGS); done
 
@@ -72,7 +75,7 @@ bench-peers: $(PEERS)/.ready ## create .venv-peers with the packages that benchm
 $(PEERS)/.ready: benchmarks/peers/requirements.txt
 	@.ci/environment $(PEERS) $< -r $<
 
-e2e-kubernetes: setup ## run the extender and the second scheduler against a real control plane (builds Kubernetes 1.20 once)
+e2e-kubernetes: setup ## run rules and a shipped bundle against a real control plane (builds Kubernetes 1.20 once)
 	@tests/e2e/kubernetes/build "$(KUBERNETES)"
 	@$(BIN)/python -m tests.e2e.kubernetes.run --binaries "$(KUBERNETES)/bin" $(E2E_ARGS)
 

@@ -46,7 +46,7 @@ class GraphFlight:
     def __init__(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
         self.rows: I32 = rows.numpy()
         self.tokens: I32 = tokens.numpy()
-        self.done = torch.cuda.Event()
+        self.done = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
         """Until the tokens are here."""
@@ -80,7 +80,7 @@ class StepGraphs:
     def capture(self, advance: Callable[[], None] = lambda: None) -> None:
         """Record every graph, the largest first; `advance` is called after each."""
         pool = None
-        stream = torch.cuda.Stream(self._rows.device)
+        stream = torch.cuda.Stream(self._rows.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for width in reversed(self.sizes):

@@ -34,15 +34,19 @@ class SlotTable:
         self.newest = empty(torch.int32)
         self.temperature, self.top_p = empty(torch.float32), empty(torch.float32).fill_(1.0)
         self.top_k, self.seeds = empty(torch.int32), empty(torch.int64)
-        self.admission = np.full(max_seqs, -1, np.int64)
+        self.admission: npt.NDArray[np.int64] = np.full(max_seqs, -1, np.int64)
         self.padding = max_seqs
         self.table[max_seqs] = kv_blocks
 
     def admit(self, slots: I32, admissions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Note who is in these slots; which of them are new there."""
-        new = self.admission[slots] != admissions
+        new: npt.NDArray[np.bool_] = self.admission[slots] != admissions
         self.admission[slots] = admissions
         return new
+
+    def forget(self) -> None:
+        """Nobody is in any slot."""
+        self.admission[:] = -1
 
     def write(self, cells: torch.Tensor) -> None:
         """Blocks into the table; int32 (3, n): slot, place, block."""
