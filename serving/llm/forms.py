@@ -94,8 +94,8 @@ class CompletionRequest(GenerationFields):
         if isinstance(given, str):
             return [given]
         if isinstance(given[0], int):
-            return [[int(token) for token in given]]  # type: ignore[arg-type]
-        return list(given)  # type: ignore[arg-type]
+            return [[int(token) for token in given]]
+        return list(given)
 
 
 class TextPart(_Form):

@@ -6,13 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
+from dispatchgym.agents import bundle as bundles
+from dispatchgym.agents.llm_policy import ChoicePolicy
+from dispatchgym.agents.runtime import OneGraph, Runtime
 from dispatchgym.agents.simulation.names import scheduler
 from dispatchgym.envs.api import InvalidPlanError, UsageError
+from dispatchgym.envs.llm.batch import ChoicesConfig
 from dispatchgym.envs.llm.engine import Engine
 from dispatchgym.envs.llm.policy import CompiledPolicy, EngineSpec, Policy
 from dispatchgym.envs.llm.setup import fresh_state
 from dispatchgym.envs.llm.workload import Workload
+from dispatchgym.solvers.llm.schedulers import SCHEDULERS
 from dispatchgym.solvers.llm.vllm import Vllm
 
 BUNDLE = "bundle:"
@@ -30,13 +36,13 @@ class Loaded:
         name: as it was asked for.
         version: digest of a bundle, "" for a rule.
         policy: decides.
-        fallback: decides where the policy cannot; runs inside the engine and cannot fail.
+        fallback: decides where the policy cannot.
     """
 
     name: str
     version: str
     policy: Policy | CompiledPolicy
-    fallback: CompiledPolicy
+    fallback: Policy | CompiledPolicy
 
 
 def load_scheduler(name: str) -> Loaded:
@@ -58,11 +64,30 @@ def load_scheduler(name: str) -> Loaded:
 
 
 def _from_bundle(name: str) -> Loaded:
-    from dispatchgym.agents import bundle as bundles
-
     folder = bundles.find(name.removeprefix(BUNDLE))
-    family = bundles.manifest_of(folder)["family"]
-    raise UsageError(f"{name} is a policy for {family}, not for LLM engines")
+    manifest = bundles.manifest_of(folder)
+    if manifest["family"] != FAMILY:
+        raise UsageError(f"{name} is a policy for {manifest['family']}, not for LLM engines")
+    loaded = bundles.load(folder, "onnx" if bundles.ONNX in manifest["files"] else "numpy")
+    assert isinstance(loaded.setting, ChoicesConfig)
+    policy = ChoicePolicy(_Finite(loaded.runtime), loaded.setting, name)
+    return Loaded(name, loaded.digest[:16], policy, SCHEDULERS[loaded.manifest["fallback"]]())
+
+
+class _Finite(Runtime):
+    """A network whose scores are numbers, or it raises: the largest of scores that are none would be anybody."""
+
+    name = "numpy"
+
+    def __init__(self, inner: Runtime) -> None:
+        super().__init__(inner.spec, inner.config)
+        self._inner = inner
+
+    def one(self, graph: OneGraph) -> npt.NDArray[np.float32]:
+        scores = self._inner.one(graph)
+        if not np.isfinite(scores).all():
+            raise InvalidPlanError("the network's scores are not all numbers")
+        return scores
 
 
 def find_bundle(name: str, folder: Path | None) -> str:

@@ -17,6 +17,7 @@ from dispatchgym.envs.api import InvalidPlanError
 from dispatchgym.envs.llm.engine import Engine
 from dispatchgym.envs.llm.policy import CompiledPolicy, EngineSpec, EngineView, Plan, Policy
 from dispatchgym.serving.llm.schedulers import Loaded, start
+from dispatchgym.solvers.llm.vllm import Vllm
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +125,7 @@ class Seat:
         self.faults: Counter[Cause] = Counter()
         self.last_fault: Cause | None = None
         self._asked: _Asked | None = None
+        self._last = Vllm()
         self.install(loaded)
 
     def install(self, loaded: Loaded) -> None:
@@ -159,24 +161,31 @@ class Seat:
         if self.is_benched:
             self.last_fault = "benched"
             self.faults["benched"] += 1
-            return self.engine.step()
+            return self._stand_in(self._asked)
         try:
             went_on = self.engine.step()
         except InvalidPlanError:  # raised before anything has changed
             self.seconds = self._asked.seconds
             self._count(self._asked.cause or "malformed")
             self._asked.plan = None
-            self.engine.policy = self.loaded.fallback
-            try:
-                return self.engine.step()
-            finally:
-                if not self.is_benched:
-                    self.engine.policy = self._asked
+            return self._stand_in(self._asked)
         self.seconds = self._asked.seconds
         self._good += 1
         if self._good == FORGIVEN_AFTER:
             self._recent = 0
         return went_on
+
+    def _stand_in(self, asked: _Asked) -> bool:
+        """A step by the fallback rule; by one that runs inside the engine, and cannot fail, if that has no plan."""
+        self.engine.policy = self.loaded.fallback
+        try:
+            return self.engine.step()
+        except InvalidPlanError:
+            log.exception("the fallback rule of scheduler %s failed", self.loaded.name)
+            self.engine.policy = self._last
+            return self.engine.step()
+        finally:
+            self.engine.policy = asked
 
     def close(self) -> None:
         """End the policy's thread."""

@@ -1,0 +1,225 @@
+"""Who decides about a live engine's steps, and what is written down of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dispatchgym.agents import bundle_export
+from dispatchgym.agents.architecture import EncoderConfig, PolicyConfig
+from dispatchgym.agents.policy import GraphNetwork
+from dispatchgym.agents.settings import SPECS
+from dispatchgym.envs.api import InvalidPlanError, UsageError
+from dispatchgym.envs.llm.batch import ChoicesConfig
+from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Pin, Plan
+from dispatchgym.envs.llm.record import FINISHED
+from dispatchgym.envs.llm.state import ENDED
+from dispatchgym.serving.llm.recorder import SHARD, Recorder
+from dispatchgym.serving.llm.schedulers import Loaded, find_bundle, load_scheduler, rehearse
+from dispatchgym.serving.llm.seat import FORGIVEN_AFTER, Seat, is_well_formed
+from dispatchgym.solvers.llm.schedulers import SCHEDULERS
+from dispatchgym.solvers.llm.vllm import Vllm
+from tests.envs.llm.helpers import check_ledger
+from tests.envs.llm.test_live import Clock, live
+
+
+class Moody:
+    """First come, first served; raises whenever its number is in `bad`."""
+
+    name = "moody"
+    oracle = False
+
+    def __init__(self, bad: Any) -> None:
+        self.bad = bad
+        self.asked = -1
+
+    def reset(self, spec: EngineSpec, seed: int) -> None: ...
+
+    def decide(self, view: EngineView) -> Plan:
+        self.asked += 1
+        if self.bad(self.asked):
+            raise RuntimeError("no idea")
+        return Plan()
+
+
+def serve(seat: Seat, clock: Clock, requests: int, each: int = 20) -> None:
+    """Let the seat's engine serve so many, one after the other."""
+    for _ in range(requests):
+        number = seat.engine.submit(30, each)
+        while seat.engine.state.req["state"][number] != ENDED:
+            clock.now += 0.01
+            assert seat.step()
+        assert seat.engine.state.req["status"][number] == FINISHED
+        seat.engine.release(number)
+
+
+def test_rare_faults_are_forgiven_and_frequent_ones_are_not() -> None:
+    clock = Clock()
+    rare = Moody(lambda k: k % (FORGIVEN_AFTER + 1) == 0)
+    seat = Seat(live(Vllm(), clock), Loaded("rare", "", rare, Vllm()), 60.0, 3)
+    serve(seat, clock, 12, each=400)
+    assert seat.faults["error"] == 5
+    assert not seat.is_benched
+    frequent = Moody(lambda k: k % 100 == 0)
+    seat.install(Loaded("frequent", "", frequent, Vllm()))
+    serve(seat, clock, 2, each=400)
+    assert seat.is_benched
+    assert frequent.asked == 200  # its third fault was its last decision
+    seat.close()
+
+
+def test_a_fallback_that_fails_too_is_replaced_by_one_that_cannot() -> None:
+    clock = Clock()
+    seat = Seat(live(Vllm(), clock), Loaded("bad", "", Moody(lambda k: True), Moody(lambda k: True)), 60.0, 5)
+    serve(seat, clock, 2)
+    assert seat.is_benched
+    check_ledger(seat.engine.state)
+    seat.close()
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [{"grants": [(0, np.nan)]}, {"grants": np.array([[0.0, 1.0]])}, {"grants": [(0, 1, 2)]}, {"grants": [("a", 1)]},
+     {"preempt": [(0, "burn")]}, {"preempt": [0]}, {"drop": [0.5]}, {"victims": ["x"]}, {"wait_until_s": np.inf},
+     {"wait_until_s": "soon"}, {"hold_steps": 1.5}, {"pins": [Pin(0, 5, np.nan)]}, {"pins": ["x"]},
+     {"hold_through": {"arrival"}}],
+)  # fmt: skip
+def test_plans_that_are_none_are_known(plan: dict[str, Any]) -> None:
+    assert not is_well_formed(Plan(**plan))
+    assert not is_well_formed(plan)
+
+
+def test_plans_of_every_kind_are_known() -> None:
+    assert is_well_formed(Plan())
+    assert is_well_formed(
+        Plan(
+            grants=np.array([[0, 1]]), preempt=[(1, "swap")], victims=np.array([2]), drop=[3], pins=[Pin(4, 16)],
+            wait_until_s=1.0, hold_steps=3, hold_through=frozenset({"arrival"}),
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(SCHEDULERS))
+def test_every_scheduler_serves_live_or_says_why_not(name: str) -> None:
+    clock = Clock()
+    engine = live(Vllm(), clock)
+    if SCHEDULERS[name]().oracle:
+        with pytest.raises(UsageError, match="true output lengths"):
+            load_scheduler(name)
+        return
+    loaded = load_scheduler(name)
+    seat = Seat(engine, loaded, 60.0, 10)
+    serve(seat, clock, 3, each=5)
+    assert not seat.faults
+    seat.close()
+
+
+def test_a_policy_that_fails_in_rehearsal_is_not_let_in() -> None:
+    engine = live(Vllm(), Clock())
+    with pytest.raises(InvalidPlanError, match="no idea"):
+        rehearse(Loaded("bad", "", Moody(lambda k: k == 3), Vllm()), engine.spec)
+
+
+# --- learned schedulers ---
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of an untrained network."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("bundles") / "mine"
+    spec = SPECS["engine"]
+    network = GraphNetwork(spec, PolicyConfig(EncoderConfig(width=16, layers=1, heads=4, rivals=("shares",)), None))
+    bundle_export.export(network, ChoicesConfig(), folder, name="mine", seed=0, training={}, results={}, onnx=False)
+    return folder
+
+
+def test_a_bundle_decides_and_one_with_nan_weights_falls_back(bundle: Path) -> None:
+    clock = Clock()
+    loaded = load_scheduler(f"bundle:{bundle}")
+    assert loaded.version
+    seat = Seat(live(Vllm(), clock), loaded, 60.0, 5)
+    rehearse(loaded, seat.engine.spec)
+    serve(seat, clock, 2)
+    assert not seat.faults
+    inner = loaded.policy._runtime._inner  # type: ignore[union-attr]
+    inner.one = lambda graph: np.full(len(graph.candidate), np.nan, np.float32)
+    for _ in range(3):
+        seat.engine.submit(40, 5)
+    while seat.step():
+        clock.now += 0.01
+    assert seat.faults["error"] == 5
+    assert seat.is_benched
+    seat.close()
+
+
+def test_bundles_of_another_world_and_paths_are_refused(bundle: Path) -> None:
+    with pytest.raises(UsageError, match="policy for packing"):
+        load_scheduler("bundle:packing-gpu")
+    assert find_bundle("bundle:mine", bundle.parent) == f"bundle:{bundle}"
+    assert find_bundle("bundle:other", bundle.parent) == "bundle:other"
+    for name in ("bundle:../mine", "bundle:/etc", "bundle:", "bundle:.."):
+        with pytest.raises(UsageError, match="by its name"):
+            find_bundle(name, bundle.parent)
+
+
+# --- what is recorded ---
+
+
+def test_recorded_transitions_can_be_read_back_and_stay_within_their_bound(tmp_path: Path) -> None:
+    clock = Clock()
+    seat = Seat(live(Vllm(), clock), load_scheduler("past-future"), 60.0, 5)
+    recorder = Recorder(tmp_path, 2**30)
+    engine = seat.engine
+    views, plans = [], []
+    for turn in range(SHARD + 40):
+        if turn % 5 == 0:
+            engine.submit(20 + turn % 7, 6, ttft_slo_s=1.0, tenant=turn % 2)
+        clock.now += 0.01
+        view = engine.view()
+        before = int(engine.state.eng["steps"][0])
+        seat.step()
+        e = engine.state.eng[0]
+        count = int(e["prefills"] + e["decodes"]) if int(e["steps"]) > before else 0
+        recorder.decision(view, seat, engine.state.batch[:count])
+        views.append(view)
+        plans.append(seat.plan)
+        for number in np.flatnonzero(engine.state.req["state"] == ENDED).tolist():
+            if number not in engine._free_ids:
+                recorder.ended(number, engine.state.req[number])
+                engine.release(number)
+    recorder.close()
+    seat.close()
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == ["transitions-00000001.npz", "transitions-00000002.npz"]
+    at, ended = 0, 0
+    for file in files:
+        with np.load(file, allow_pickle=False) as found:
+            meta = json.loads(str(found["meta"]))
+            assert meta["schedulers"] == ["past-future"]
+            ended += len(found["ended"])
+            prompt = meta["int"].index("prompt_tokens")
+            for d in range(len(found["now_s"])):
+                view, plan = views[at], plans[at]
+                assert found["now_s"][d] == view.now_s
+                rows = slice(found["running_ptr"][d], found["running_ptr"][d + 1])
+                assert found["running_id"][rows].tolist() == view.running.id.tolist()
+                rows = slice(found["waiting_ptr"][d], found["waiting_ptr"][d + 1])
+                assert found["waiting_int"][rows, prompt].tolist() == view.waiting.prompt_tokens.tolist()
+                assert plan is not None
+                rows = slice(found["grants_ptr"][d], found["grants_ptr"][d + 1])
+                assert found["grants"][rows].tolist() == [list(grant) for grant in plan.grants]
+                batch = found["batch"][found["batch_ptr"][d] : found["batch_ptr"][d + 1]]
+                assert set(batch[:, 0].tolist()) == {r for r, _ in plan.grants}
+                at += 1
+    assert at == SHARD + 40
+    assert ended > 40
+    again = Recorder(tmp_path, files[1].stat().st_size)  # another run goes on in the folder, with less room
+    again._pending.put({"meta": np.array("{}")})
+    again.close()
+    assert [file.name for file in sorted(tmp_path.iterdir())] == ["transitions-00000003.npz"]
