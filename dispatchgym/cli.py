@@ -49,6 +49,14 @@ COMMANDS: Mapping[str, Command] = {
         "dispatchgym.serving.command:main",
         "put a policy to work in a live system, such as a Kubernetes cluster",
     ),
+    "calibrate": Command(
+        "dispatchgym.serving.executor.calibrate_command:main",
+        "measure how long a model's steps take here; write a profile for the simulator",
+    ),
+    "fidelity": Command(
+        "dispatchgym.serving.executor.fidelity_command:main",
+        "run traffic on a real model and on its profile; compare what users would feel",
+    ),
     "make-model": Command(
         "dispatchgym.serving.executor.make_model_command:main",
         "write a random language model with its tokenizer, for trying things where there is no checkpoint",

@@ -30,6 +30,7 @@ def write_demo(folder: Path, size: str = "tiny", seed: int = 0) -> None:
         UnknownNameError: no such size. UsageError: there is something in the folder already.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
     spec = shape(size)
     if folder.exists() and any(folder.iterdir()):
@@ -54,6 +55,7 @@ def write_demo(folder: Path, size: str = "tiny", seed: int = 0) -> None:
             model = LlamaForCausalLM(config)
         finally:
             torch.set_default_dtype(usual)
+    logging.disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -165,6 +165,14 @@ class TorchExecutor:
         if self._sequences.has(request):
             self._sequences.remove(request)
 
+    def renew(self, source: Source | None) -> None:
+        """Forget every request, for another engine of the same configuration."""
+        self.flush()
+        for request in np.flatnonzero(self._sequences.row["here"]).tolist():
+            self.remove(request)
+        self.slots.forget()
+        self._source = source
+
     def outputs(self, request: int) -> Outputs:
         """What the request has put out so far; see `flush`."""
         self._check_known(request)

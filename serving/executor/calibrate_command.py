@@ -1,0 +1,158 @@
+"""`dispatchgym calibrate`: measures steps of a model here and now, and writes a profile for the simulator."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+
+from dispatchgym.agents.evaluation.files import atomic_write, make_writable
+from dispatchgym.agents.evaluation.machine import machine, versions
+from dispatchgym.agents.evaluation.progress import progress
+from dispatchgym.envs.api import UsageError
+from dispatchgym.envs.llm.calibrate import StepCost, fit, summary
+from dispatchgym.envs.llm.config import EngineConfig
+from dispatchgym.envs.llm.profile import FORMAT, Profile
+from dispatchgym.serving.executor.build import fit_config, make_executor, rough_profile
+from dispatchgym.serving.executor.models import open_model
+from dispatchgym.serving.executor.sweep import Bench, grid, measure_all, random_mixes
+from dispatchgym.serving.executor.weights import Model
+
+QUICK = 40
+"""Mixes that a quick sweep measures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Measure how long steps of a model take on this machine, and write a profile with which `simulate` foretells them.
+
+    Example: dispatchgym calibrate --model random:tiny --out tiny.json
+    Example: dispatchgym calibrate --model /models/Llama-3.1-8B --name h200-8b --out h200-8b.json
+    """
+
+    model: str
+    """Hugging Face directory, or random:tiny, random:1b, random:8b for random weights."""
+
+    out: Path
+    """The profile to write; `simulate --profile FILE` reads it."""
+
+    name: str = ""
+    """Of the profile; the file's, if left out."""
+
+    device: str = "auto"
+    """cuda, cpu, or auto for a GPU where there is one."""
+
+    kv_blocks: int = 0
+    """Blocks of the KV pool; 0 for as many as the device holds."""
+
+    block_tokens: int = 16
+    """Tokens of a KV block."""
+
+    max_seqs: int = 256
+    """Most requests that run at once."""
+
+    max_len: int = 0
+    """Longest text; 0 for the model's own."""
+
+    token_budget: int = 8192
+    """Most tokens of a step."""
+
+    validate: int = 60
+    """Random mixes, not fitted to, on which the profile is judged."""
+
+    quick: bool = False
+    """Measure a part of the grid alone."""
+
+    steps: Path | None = None
+    """Write every measured step here too, a JSON line each."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns the exit code.
+
+    Raises:
+        DispatchGymError: the model cannot be loaded, or does not fit.
+    """
+    options = tyro.cli(Options, args=argv, prog="dispatchgym calibrate", config=(tyro.conf.FlagCreatePairsOff,))
+    if options.out.suffix != ".json":
+        raise UsageError(f"--out {options.out}: a profile is a .json file")
+    make_writable(options.out.parent, 1 << 20)
+    out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+    model = open_model(options.model, options.device)
+    config = fit_config(
+        model,
+        EngineConfig(
+            block_tokens=options.block_tokens, kv_blocks=options.kv_blocks, max_seqs=options.max_seqs,
+            max_len=options.max_len, token_budget=options.token_budget, max_spec=8,
+        ),
+    )  # fmt: skip
+    config = replace(config, host_blocks=min(64, config.kv_blocks))
+    profile, measured = calibrate(model, config, options, err)
+    file = {
+        "format": FORMAT,
+        "note": f"dispatchgym calibrate {' '.join(argv)}; {machine()}; {versions()}",
+        **asdict(replace(profile, name=options.name or options.out.stem)),
+    }
+    with atomic_write(options.out) as written:
+        written.write(json.dumps(file, indent=1) + "\n")
+    if options.steps is not None:
+        with atomic_write(options.steps) as written:
+            written.writelines(json.dumps(asdict(step)) + "\n" for step in measured)
+    _say(profile, out)
+    out.print(f"profile: {options.out}", soft_wrap=True)
+    return 0
+
+
+def calibrate(model: Model, config: EngineConfig, options: Options, err: Console) -> tuple[Profile, list[StepCost]]:
+    """Measure, fit, and judge on mixes that were not fitted to."""
+    executor = make_executor(model, config)
+    bench = Bench(executor, config, model.spec.vocabulary)
+    rng = np.random.default_rng(1)
+    fitted_to = [*grid(config), *random_mixes(config, 2 * options.validate, rng)]
+    if options.quick:
+        fitted_to = fitted_to[:: -(-len(fitted_to) // QUICK)]
+    count = min(options.validate, QUICK // 4) if options.quick else options.validate
+    judged_on = random_mixes(config, max(1, count), rng)
+    with progress(len(fitted_to) + len(judged_on) + 2, err) as advance:
+        measured = measure_all(bench, fitted_to, advance)
+        held_out = measure_all(bench, judged_on, advance)
+        blocks = min(config.host_blocks, config.max_len // config.block_tokens - 2)
+        per_block = bench.swap_seconds_per_block(blocks)
+        advance("swap")
+        pause_s = bench.pause_seconds(min(config.token_budget, config.max_len - 8, 2048))
+        advance("pause")
+    block_bytes = model.spec.kv_bytes_per_token(model.dtype) * config.block_tokens
+    rough = replace(
+        rough_profile(model, config), pause_s=pause_s, swap_bytes_per_s=block_bytes / per_block,
+        graph_sizes=_graph_sizes(model, config),
+    )  # fmt: skip
+    profile = fit(rough, measured)
+    fitted = {f"fitted_{name}": value for name, value in summary(profile, measured).items()}
+    judged = {f"held_out_{name}": value for name, value in summary(profile, held_out).items()}
+    return replace(profile, fit={**fitted, **judged}), [*measured, *held_out]
+
+
+def _graph_sizes(model: Model, config: EngineConfig) -> tuple[int, ...]:
+    if model.device.type != "cuda":
+        return ()
+    from dispatchgym.serving.executor.graphs import graph_sizes
+
+    torch.cuda.synchronize()
+    return tuple(graph_sizes(config.max_seqs))
+
+
+def _say(profile: Profile, out: Console) -> None:
+    for name in ("base", "weights", "token", "row", "pair", "context", "chunk", "mixed", "pause"):
+        out.print(f"{name:>8} {getattr(profile, name + '_s') * 1e6:14.6f} us")
+    out.print(f"{'swap':>8} {profile.swap_bytes_per_s / 1e9:14.3f} GB/s")
+    for kind, what in (("fitted", "steps it was fitted to"), ("held_out", "random steps it was not")):
+        fit = profile.fit
+        out.print(
+            f"{int(fit[kind + '_steps'])} {what}: mean error {fit[kind + '_mape']:.1%}, P90 {fit[kind + '_p90']:.1%}, "
+            f"worst tenth {fit[kind + '_worst_decile']:.1%}"
+        )

@@ -1,0 +1,68 @@
+"""A profile is found again from the times that it gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dispatchgym.envs.api import UsageError
+from dispatchgym.envs.llm.calibrate import StepCost, fit, predict, relative_errors, step_cost, summary
+from dispatchgym.envs.llm.profile import Profile
+from tests.envs.llm.helpers import PROFILE
+
+TRUE = replace(PROFILE, row_s=3e-6, chunk_s=4e-5, mixed_s=3e-4)
+
+
+def by_hand(profile: Profile, start: list[int], tokens: list[int], decode: list[int]) -> float:
+    """The formula of the profile, written out anew."""
+    seconds, run = profile.base_s, sum(tokens)
+    if all(decode):
+        run = min(size for size in (*profile.graph_sizes, 10**6) if size >= len(decode)) if run <= 8 else run
+    seconds += max(profile.weights_s, profile.token_s * run) + profile.row_s * len(tokens)
+    for held, n, goes_on in zip(start, tokens, decode, strict=True):
+        seconds += profile.context_s * (held + n if goes_on else held)
+        if not goes_on:
+            seconds += profile.chunk_s + profile.pair_s * sum(held + k + 1 for k in range(n))
+    return seconds + (profile.mixed_s if any(decode) and not all(decode) else 0.0)
+
+
+def random_steps(count: int, noise: float) -> list[StepCost]:
+    rng = np.random.default_rng(4)
+    steps = []
+    for _ in range(count):
+        rows = int(rng.integers(1, 30))
+        decode = (rng.random(rows) < rng.choice([0.0, 0.5, 1.0])).astype(int)
+        tokens = np.where(decode == 1, 1, rng.integers(2, 400, rows))
+        start = rng.integers(0, 3000, rows) * (rng.random(rows) < 0.8)
+        seconds = by_hand(TRUE, start.tolist(), tokens.tolist(), decode.tolist())
+        steps.append(step_cost(start, tokens, decode, seconds * (1 + noise * rng.standard_normal())))
+    return steps
+
+
+def test_predictions_follow_the_formula() -> None:
+    assert predict(TRUE, random_steps(100, 0.0)) == pytest.approx([s.seconds for s in random_steps(100, 0.0)])
+
+
+def test_a_profile_is_found_again() -> None:
+    blank = replace(PROFILE, base_s=1.0, weights_s=0.0, token_s=0.0, pair_s=0.0, context_s=0.0)
+    found = fit(blank, random_steps(200, 0.0))
+    assert found.source == "measured"
+    assert relative_errors(found, random_steps(300, 0.0)[200:]).max() < 0.02
+    for name in ("token_s", "pair_s", "context_s"):
+        assert getattr(found, name) == pytest.approx(getattr(TRUE, name), rel=0.1)
+    assert found.base_s + found.weights_s == pytest.approx(TRUE.base_s + TRUE.weights_s, rel=0.05)
+
+
+def test_steps_that_were_held_up_do_not_bend_the_profile() -> None:
+    """One step in ten takes ten times as long: least squares would follow those."""
+    steps = random_steps(200, 0.01)
+    steps = [replace(s, seconds=s.seconds * 10) if k % 10 == 0 else s for k, s in enumerate(steps)]
+    found = fit(PROFILE, steps)
+    assert summary(found, random_steps(300, 0.0)[200:])["mape"] < 0.03
+
+
+def test_too_few_steps_are_refused() -> None:
+    with pytest.raises(UsageError, match="5 measured steps are too few"):
+        fit(PROFILE, random_steps(5, 0.0))

@@ -1,0 +1,53 @@
+"""calibrate, fidelity and make-model, end to end on the tiny model."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from dispatchgym.cli import main
+from dispatchgym.envs.llm.profile import load_profile
+from dispatchgym.serving.executor.fidelity import kendall_tau
+
+SMALL = ["--device=cpu", "--max-seqs=8", "--max-len=768", "--token-budget=256", "--kv-blocks=200"]
+
+
+def test_a_model_is_made_measured_and_foretold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, profile, report = str(tmp_path / "model"), str(tmp_path / "mine.json"), str(tmp_path / "fidelity.json")
+    assert main(["make-model", "--out", folder]) == 0
+    assert main(["calibrate", "--model", folder, "--out", profile, "--quick", *SMALL]) == 0
+    found = load_profile(profile)
+    assert (found.name, found.source, found.segments, found.kv_tokens) == ("mine", "measured", 4, 3200)
+    assert found.kv_bytes_per_token == 2 * 2 * 2 * 32 * 4
+    assert found.fit["held_out_steps"] == 10
+    assert 0 < found.base_s + found.weights_s < 1
+    assert found.swap_bytes_per_s > 0
+    traffic = ["--trace", "azure-2023-conv-twin", "--requests", "6", "--schedulers", "vllm,sarathi,sglang"]
+    assert main(["fidelity", "--model", folder, "--profile", profile, *traffic, *SMALL, "--json", report]) == 0
+    said = capsys.readouterr().out
+    assert said.count("equal at every step") == 3
+    assert "Kendall tau" in said
+    runs = json.loads(Path(report).read_text())["runs"]
+    assert [run["scheduler"] for run in runs] == ["vllm", "sarathi", "sglang"]
+    assert all(run["same_ledger"] and run["real"]["finished"] == run["simulated"]["finished"] == 6 for run in runs)
+
+
+def test_what_the_commands_cannot_do_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", "--model", "random:tiny", "--out", str(tmp_path / "x.txt")]) == 2
+    assert "a profile is a .json file" in capsys.readouterr().err
+    wrong = ["fidelity", "--model", "random:tiny", "--profile", "h200-8b", "--loads", "0", *SMALL]
+    assert main(wrong) == 2
+    assert "give shares above 0" in capsys.readouterr().err
+    assert main(["make-model", "--out", str(tmp_path / "m"), "--size", "70b"]) == 2
+    assert "'70b' is not known" in capsys.readouterr().err
+
+
+def test_kendalls_tau_counts_pairs() -> None:
+    assert kendall_tau([1, 2, 3], [10, 20, 30]) == 1.0
+    assert kendall_tau([1, 2, 3], [3, 2, 1]) == -1.0
+    assert kendall_tau([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(4 / 6)  # five pairs agree, one does not
+    assert kendall_tau([1, 1, 2], [1, 2, 3]) == pytest.approx(2 / math.sqrt(2 * 3))
+    assert math.isnan(kendall_tau([1, 1], [1, 2]))
