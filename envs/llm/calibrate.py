@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from ortools.linear_solver import pywraplp
+from ortools.linear_solver import pywraplp  # type: ignore[import-untyped]
 
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm.profile import Profile
@@ -75,13 +75,13 @@ def predict(profile: Profile, steps: Sequence[StepCost]) -> F64:
     terms = np.array([getattr(profile, name) for name in COLUMNS])
     columns = _columns(profile, steps, 0.0)
     columns[:, 1] = 0.0
-    found: F64 = columns @ terms + np.maximum(profile.weights_s, profile.token_s * positions(profile, steps))
-    return found
+    work: F64 = np.maximum(profile.weights_s, profile.token_s * positions(profile, steps))
+    return np.asarray(columns @ terms + work, np.float64)
 
 
 def relative_errors(profile: Profile, steps: Sequence[StepCost]) -> F64:
     """|predicted / measured - 1| of each step."""
-    return np.abs(predict(profile, steps) / np.array([step.seconds for step in steps]) - 1.0)
+    return np.asarray(np.abs(predict(profile, steps) / np.array([step.seconds for step in steps]) - 1.0))
 
 
 def fit(rough: Profile, steps: Sequence[StepCost]) -> Profile:
@@ -107,7 +107,11 @@ def fit(rough: Profile, steps: Sequence[StepCost]) -> Profile:
     weights_s = terms["token_s"] * best_knee
     if terms["base_s"] + weights_s <= 0:
         terms["base_s"] = 1e-9
-    return replace(rough, source="measured", weights_s=weights_s, **terms)
+    return replace(
+        rough, source="measured", weights_s=weights_s, base_s=terms["base_s"], token_s=terms["token_s"],
+        row_s=terms["row_s"], pair_s=terms["pair_s"], context_s=terms["context_s"], chunk_s=terms["chunk_s"],
+        mixed_s=terms["mixed_s"],
+    )  # fmt: skip
 
 
 def summary(profile: Profile, steps: Sequence[StepCost]) -> dict[str, float]:

@@ -55,7 +55,7 @@ def write_demo(folder: Path, size: str = "tiny", seed: int = 0) -> None:
             model = LlamaForCausalLM(config)
         finally:
             torch.set_default_dtype(usual)
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -70,7 +70,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(BEGIN, special=True), AddedToken(END, special=True)])
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, bos_token=BEGIN, eos_token=END, chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )  # fmt: skip

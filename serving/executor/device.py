@@ -25,7 +25,7 @@ class HostCopy:
         if tokens.device.type == "cuda":
             self._tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
             self._tokens.copy_(tokens, non_blocking=True)
-            self._copied = torch.cuda.Event()
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
         else:
             self._tokens = tokens
@@ -47,7 +47,7 @@ class Pace:
     def now_s(self) -> float:
         """Seconds on `time.perf_counter`, once the segment before the last one launched is done."""
         if self._on_gpu:
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
             if self._before is not None:
                 self._before.synchronize()

@@ -69,5 +69,5 @@ def pack(step: HostStep) -> I32:
 
 def unpack(packed: torch.Tensor, table: torch.Tensor, step: HostStep) -> StepInputs:
     """Views of a packed step that has come to the device."""
-    ids, positions, slots, picked = packed.split([len(step.ids)] * 3 + [len(step.picked)])
+    ids, positions, slots, picked = torch.split(packed, [len(step.ids)] * 3 + [len(step.picked)])
     return StepInputs(ids, positions, slots, picked, table, step)

@@ -70,7 +70,7 @@ class TorchOps:
     ) -> torch.Tensor:
         size, kv_heads, dim = k_cache.shape[1:]
         heads = qkv.shape[1] // dim - 2 * kv_heads
-        q, k, v = qkv.view(len(qkv), -1, dim).split([heads, kv_heads, kv_heads], 1)
+        q, k, v = torch.split(qkv.view(len(qkv), -1, dim), [heads, kv_heads, kv_heads], 1)
         if rope.q_norm is not None and rope.k_norm is not None:
             q, k = _rms_norm(q, rope.q_norm, rope.eps), _rms_norm(k, rope.k_norm, rope.eps)
         cos, sin = rope.angles[step.positions][:, None].to(torch.float32).chunk(2, -1)

@@ -117,14 +117,13 @@ def uniform(seeds: torch.Tensor, positions: torch.Tensor, vocabulary: int) -> to
     quarter = NOISE_BLOCK // 4
     counter = token // NOISE_BLOCK * quarter + token % quarter
     lanes = token % NOISE_BLOCK // quarter
-    distinct = counter.unique()
-    shape = (len(seeds), len(distinct))
+    shape = (len(seeds), int(counter.max()) + 1)
     low = 0xFFFFFFFF
     zero = torch.zeros(shape, dtype=torch.int64, device=seeds.device)
-    count = (distinct.expand(shape), (positions.long() & low)[:, None].expand(shape), zero, zero)
+    every = torch.arange(shape[1], device=seeds.device)
+    count = (every.expand(shape), (positions.long() & low)[:, None].expand(shape), zero, zero)
     words = philox(count, ((seeds & low)[:, None], ((seeds >> 32) & low)[:, None]))
-    place = torch.searchsorted(distinct, counter)
-    chosen = torch.stack(words)[lanes, :, place].T
+    chosen = torch.stack(words)[lanes, :, counter].T
     return ((chosen >> 9).float() + 0.5) * (1.0 / 8388608.0)  # below 1, whose noise beats all
 
 

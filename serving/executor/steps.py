@@ -58,8 +58,9 @@ def rows_of(batch: Batch, known: I32, is_new: npt.NDArray[np.bool_]) -> Rows:
 
 def spans(first: I64 | I32, count: I64 | I32) -> I64:
     """first[0], first[0] + 1, .. (count[0] of them), first[1], ..; shape (sum of counts,)."""
-    before = np.cumsum(count) - count
-    return np.arange(int(count.sum())) + np.repeat(np.asarray(first, np.int64) - before, count)
+    many = np.asarray(count, np.int64)
+    before = np.cumsum(many) - many
+    return np.asarray(np.arange(int(many.sum())) + np.repeat(np.asarray(first, np.int64) - before, many), np.int64)
 
 
 def places_of(wanted: I32, among: I32) -> I64:

@@ -25,14 +25,14 @@ def test_a_model_is_made_measured_and_foretold(tmp_path: Path, capsys: pytest.Ca
     assert found.fit["held_out_steps"] == 10
     assert 0 < found.base_s + found.weights_s < 1
     assert found.swap_bytes_per_s > 0
-    traffic = ["--trace", "azure-2023-conv-twin", "--requests", "6", "--schedulers", "vllm,sarathi,sglang"]
+    traffic = ["--trace", "azure-2023-conv-twin", "--requests", "3", "--schedulers", "vllm,sarathi,sglang"]
     assert main(["fidelity", "--model", folder, "--profile", profile, *traffic, *SMALL, "--json", report]) == 0
     said = capsys.readouterr().out
     assert said.count("equal at every step") == 3
     assert "Kendall tau" in said
     runs = json.loads(Path(report).read_text())["runs"]
     assert [run["scheduler"] for run in runs] == ["vllm", "sarathi", "sglang"]
-    assert all(run["same_ledger"] and run["real"]["finished"] == run["simulated"]["finished"] == 6 for run in runs)
+    assert all(run["same_ledger"] and run["real"]["finished"] == run["simulated"]["finished"] == 3 for run in runs)
 
 
 def test_what_the_commands_cannot_do_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
