@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dispatchgym.agents.runtime import OneGraph, Runtime
+from dispatchgym.envs.api import InvalidPlanError
 from dispatchgym.envs.llm.batch import ChoicesConfig
 from dispatchgym.envs.llm.choices import Choices, list_choices, look, new_choices, plan_by_merit, take
 from dispatchgym.envs.llm.graph import COLUMNS, RUN, WAIT
@@ -18,6 +19,7 @@ from dispatchgym.envs.llm.sight import Sight, new_sight, see
 from dispatchgym.envs.llm.turns import WAIT_STEPS, hold_of_plan
 
 FIRST_ROOM = 512
+_FINISH, _NOTHING_ELSE = frozenset(("finish",)), frozenset[str]()
 _NOTHING = -1
 Key = tuple[int, int, float]
 
@@ -64,7 +66,28 @@ class ChoicePolicy:
         grants[:, 0] = sight.grant[: len(grants)]
         grants[:, 1] = sight.tokens[: len(grants)]
         out = [(int(r), "recompute") for r in sight.out[: int(h["preempted"])]]
-        return Plan(grants=grants, preempt=out, hold_steps=int(hold_of_plan(sight)))
+        if self._spec.config.max_spec:
+            grants[: int(h["decodes"]), 1] += self._draft(h)
+        hold = int(hold_of_plan(sight))
+        through = _FINISH if len(view.waiting) == 0 else _NOTHING_ELSE
+        return Plan(grants=grants, preempt=out, hold_steps=hold, hold_through=through)
+
+    def _draft(self, h: Any) -> int:
+        """Speculative tokens for everyone who decodes that give the most tokens a second, if the next is right with
+        the engine's acceptance; none where blocks are short."""
+        p, config = self._spec.profile, self._spec.config
+        if h["free"] < h["decodes"] or h["decodes"] == 0:
+            return 0
+        longest = min(config.max_spec, int(h["budget"]) // int(h["decodes"]))
+        best, most = 0, 0.0
+        for k in range(longest + 1):
+            tokens = int(h["decodes"]) * (1 + k) + int(h["prefill_tokens"])
+            read = int(h["context"]) + k * int(h["decodes"])
+            seconds = p.base_s + max(p.weights_s, p.token_s * tokens) + (p.context_s + p.ragged_s * (k > 0)) * read
+            rate = sum(config.acceptance**j for j in range(k + 1)) / (seconds + p.rebuild_s)
+            if rate > most:
+                best, most = k, rate
+        return best
 
     def _scored(self, sight: Sight, runtime: Runtime) -> int:
         choices, known = self._choices, dict[Key, float]()
@@ -78,7 +101,10 @@ class ChoicePolicy:
             if count > 1:
                 keys = _keys(choices, count)
                 if self.fresh or not known or (keys[-1] not in known and choices.kind[count - 1] in (RUN, WAIT)):
-                    known = dict(zip(keys, runtime.one(_graph(choices, count)).tolist(), strict=True))
+                    logits = runtime.one(_graph(choices, count))
+                    if not np.isfinite(logits).all():
+                        raise InvalidPlanError(f"scheduler {self.name}: the network's scores are not all numbers")
+                    known = dict(zip(keys, logits.tolist(), strict=True))
                 at = int(np.argmax([known.get(key, -np.inf) for key in keys]))
             kind = int(take(sight, choices, at))
             if kind in (RUN, WAIT):

@@ -1,10 +1,11 @@
-"""Schedulers by the names people type: `vllm`, or with constants of its own `sarathi+chunk=256`."""
+"""Schedulers by the names people type: `vllm`, with constants of its own `sarathi+chunk=256`, or `bundle:NAME`."""
 
 from __future__ import annotations
 
 import inspect
 from functools import partial
 
+from dispatchgym.agents.learned_llm import BUNDLE, LearnedEngine
 from dispatchgym.agents.simulation.runs import Make
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.registry import unknown_name
@@ -15,10 +16,13 @@ def scheduler(text: str) -> Make:
     """What makes a fresh scheduler of that name, with the constants behind its pluses.
 
     Raises:
-        UnknownNameError: no such scheduler or constant. UsageError: a constant that is no NAME=VALUE.
+        UnknownNameError: no such scheduler, bundle or constant. UsageError: a constant that is no NAME=VALUE.
+        BundleError: a bundle that cannot be trusted.
     """
     name, *constants = text.split("+")
-    made = SCHEDULERS[name]
+    made = SCHEDULERS[name] if not name.startswith(BUNDLE) else partial(LearnedEngine, name.removeprefix(BUNDLE))
+    if name.startswith(BUNDLE):
+        made()  # answers before anything runs
     known = {
         each.name: each.default
         for each in inspect.signature(made).parameters.values()

@@ -99,17 +99,38 @@ def table(rows: dict[str, dict[str, float]]) -> npt.NDArray[np.float64]:
     return weights
 
 
-_ASKED = {
-    "stretch": -6.0, "hopeless": -4.0, "work": -0.5, "left": -0.2, "urgent": 0.3, "started": 1.0,
-    "overflow": -8.0, "cached": 0.5,
-}  # fmt: skip
 WEIGHTS = table(
     {
-        "admit": {"admit": 2.5, **_ASKED},
-        "read": {"read": 3.5, **_ASKED},
-        "preempt": {"preempt": -20.0},
-        "run": {"run": 0.0, "tight": 0.5},
-        "wait": {"wait": -20.0},
+        "admit": {
+            "admit": 8.01, "stretch": -10.04, "brief": 0.09, "ends": -0.01, "piece": -0.17, "adds": 0.2,
+            "work": -0.96, "bound": 0.27, "hopeless": -3.56, "slack": 0.02, "left": -0.18, "urgent": -0.03,
+            "waited": -0.02, "outwaited": 0.23, "started": 0.89, "blocks": 0.02, "peak_with": -0.15,
+            "overflow": -11.5, "cached": 0.67, "output": -0.01, "known": -0.1, "most": -0.13, "rank": -0.07,
+            "tenant": -0.09, "siblings": 0.33, "sibling_reads": -0.41, "preemptions": 0.45, "tight": -0.12,
+            "late": -0.07, "kv": -0.9, "peak": -0.17,
+        },
+        "read": {
+            "read": 9.17, "stretch": -10.19, "brief": -0.1, "ends": 0.28, "piece": 0.07, "adds": 0.17,
+            "work": -0.98, "bound": 0.23, "hopeless": -3.86, "slack": -0.02, "left": -0.3, "urgent": 0.16,
+            "outwaited": 0.13, "started": 1.05, "blocks": 0.18, "overflow": -10, "cached": 0.21, "output": 0.05,
+            "known": -0.1, "most": -0.01, "rank": -0.24, "tenant": 0.15, "siblings": -0.52, "sibling_reads": 0.07,
+            "preemptions": 0.41, "tight": 0.08, "late": -0.33, "kv": 0.39, "peak": -0.21,
+        },
+        "preempt": {
+            "preempt": -22.87, "work": 0.07, "hopeless": -0.06, "blocks": 0.08, "output": -0.02, "known": -0.04,
+            "preemptions": 0.07, "late": 0.07, "queue": 0.17, "hopeful": 0.39,
+        },
+        "run": {
+            "decodes": 0.36, "planned": -0.04, "step": 0.37, "tight": 0.44, "late": 0.4, "kv": -0.41, "peak": 0.31,
+            "queue": 0.55, "places": -0.85, "hopeful": 0.19,
+        },
+        "wait": {
+            "wait": -20.39, "decodes": -0.81, "planned": 0.43, "step": 0.41, "tight": -0.26, "late": -0.23,
+            "kv": 0.48, "peak": 0.22, "queue": -0.08, "places": 0.15, "hopeful": 0.07,
+        },
     }
-)
-"""Least slack and short prompts first, the hopeless last, pieces that keep the decoding in time, room for the peak."""
+)  # fmt: skip
+"""Short prompts with little slack first, the hopeless last, pieces that keep the decoding in time, room for the peak.
+
+By `python benchmarks/tune_engine_merit.py configs/llm/engine.yaml`, from weights set by hand.
+"""
