@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import cast
@@ -15,6 +14,7 @@ from dispatchgym.agents.bundle import Bundle
 from dispatchgym.agents.evaluation.family import Kind
 from dispatchgym.agents.evaluation.packing.problem import PackingAnswer, PackingProblem, Run, Start, World
 from dispatchgym.agents.runtime import RuntimeName
+from dispatchgym.agents.shipped import Shipped, loaded_once, written
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.packing.instance import PackingInstance
 from dispatchgym.envs.packing.shortlist import Shortlists, ShortName
@@ -72,7 +72,7 @@ class LearnedPacking:
         return {**libraries, "bundle": self.digest[:16]}
 
     def prepare(self, problem: PackingProblem) -> Run:
-        loaded = _loaded(self.folder, self.digest, self.runtime)
+        loaded = loaded_once(self.folder, self.digest, self.runtime)
 
         def run(start: Start | None, seed: int) -> PackingAnswer:
             best = play(loaded, problem.instance)
@@ -86,45 +86,6 @@ class LearnedPacking:
             return PackingAnswer(best.batch.log(0).events(), decisions=decisions)
 
         return run
-
-
-@dataclass(frozen=True, slots=True)
-class ShippedPacking:
-    """In each world the shipped bundle that was trained for it.
-
-    Args:
-        by_world: (world, its policy).
-        suffix: what stood behind `learned`.
-    """
-
-    by_world: tuple[tuple[World, LearnedPacking], ...]
-    suffix: str = ""
-
-    @property
-    def name(self) -> str:
-        return f"learned{self.suffix}"
-
-    @property
-    def kind(self) -> Kind:
-        return self.by_world[0][1].kind
-
-    @property
-    def variants(self) -> frozenset[World]:
-        return frozenset(world for world, _ in self.by_world)
-
-    @property
-    def is_random(self) -> bool:
-        return self.by_world[0][1].is_random
-
-    def builder(self, variant: World) -> str | None:
-        return None
-
-    def versions(self) -> dict[str, str | int]:
-        found = self.by_world[0][1].versions()
-        return found | {"bundle": " ".join(f"{world}:{policy.digest[:16]}" for world, policy in self.by_world)}
-
-    def prepare(self, problem: PackingProblem) -> Run:
-        return dict(self.by_world)[problem.variant].prepare(problem)
 
 
 def play(loaded: Bundle, instance: PackingInstance, rng: np.random.Generator | None = None) -> Shortlists:
@@ -150,21 +111,16 @@ def parse_bundle(spec: str) -> LearnedPacking:
         UnknownNameError: no such bundle; BundleError: one that cannot be trusted; UsageError: a wrong option, or a
             bundle of another family.
     """
-    called, _, limit = spec.partition(":")[2].partition("@")
-    if not called:
-        names = ", ".join(bundles.shipped("packing")) or "none"
-        raise UsageError(f"policy {spec!r}: write bundle:NAME or bundle:PATH; shipped for packing are {names}")
-    if limit and not (limit.isdigit() and 1 <= int(limit) <= MOST_SAMPLES):
-        raise UsageError(f"policy {spec!r}: write a number of runs behind '@', such as @16, up to {MOST_SAMPLES}")
+    called, samples = written(spec, spec.partition(":")[2], "packing", MOST_SAMPLES)
     folder = bundles.find(called).resolve()
     loaded = bundles.load(folder, "numpy")
     _ = loaded.choices  # raises for a bundle of another family
     graph = cast(ShortName, loaded.runtime.spec.graph)
     runtime: RuntimeName = "onnx" if bundles.ONNX in loaded.manifest["files"] else "numpy"
-    return LearnedPacking(called, folder, loaded.digest, graph, int(limit or 0), runtime)
+    return LearnedPacking(called, folder, loaded.digest, graph, samples, runtime)
 
 
-def parse_learned(spec: str) -> ShippedPacking:
+def parse_learned(spec: str) -> Shipped[World, PackingProblem, Run]:
     """`learned`: the shipped bundle that was trained for the suite's world, with the options of `bundle:NAME`.
 
     Raises:
@@ -176,13 +132,4 @@ def parse_learned(spec: str) -> ShippedPacking:
     policies = [parse_bundle(f"bundle:{name}{suffix}") for name in bundles.shipped("packing")]
     if not policies:
         raise UsageError("no bundle for packing comes with this package; write bundle:PATH")
-    return ShippedPacking(tuple((world, policy) for policy in policies for world in sorted(policy.variants)), suffix)
-
-
-@lru_cache(maxsize=8)
-def _loaded(folder: Path, digest: str, runtime: RuntimeName) -> Bundle:
-    """The bundle, read once a process."""
-    loaded = bundles.load(folder, runtime)
-    if loaded.digest != digest:
-        raise UsageError(f"{folder}: the bundle has changed since the evaluation began")
-    return loaded
+    return Shipped(tuple((world, policy) for policy in policies for world in sorted(policy.variants)), suffix)

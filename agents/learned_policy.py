@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from dispatchgym.agents.evaluation.problem import Problem
 from dispatchgym.agents.greedy_run import play_greedily
 from dispatchgym.agents.lookahead import DEFAULT_WEIGHT, require_columns
 from dispatchgym.agents.runtime import RuntimeName
+from dispatchgym.agents.shipped import Shipped, loaded_once, written
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.jobshop.batch import ShopConfig
 from dispatchgym.envs.jobshop.graph import PILOT
@@ -85,7 +85,7 @@ class LearnedPolicy:
         return {**{name: metadata.version(name) for name in libraries}, "bundle": self.digest[:16]}
 
     def prepare(self, problem: Problem) -> Run:
-        loaded = _loaded(self.folder, self.digest, "torch" if self.samples else self.runtime)
+        loaded = loaded_once(self.folder, self.digest, "torch" if self.samples else self.runtime)
         shop = loaded.shop
         if shop.is_blocking:
             shop = ShopConfig(problem.variant, on_interrupt=problem.on_interrupt)
@@ -124,47 +124,6 @@ class LearnedPolicy:
         return Answer(best, decisions=decisions)
 
 
-@dataclass(frozen=True, slots=True)
-class ShippedPolicy:
-    """In each shop the shipped bundle that was trained for it.
-
-    Args:
-        by_variant: (shop, its policy).
-        suffix: what stood behind `learned`.
-    """
-
-    by_variant: tuple[tuple[Variant, LearnedPolicy], ...]
-    suffix: str = ""
-
-    @property
-    def name(self) -> str:
-        return f"learned{self.suffix}"
-
-    @property
-    def kind(self) -> Kind:
-        return self.by_variant[0][1].kind
-
-    @property
-    def variants(self) -> frozenset[Variant]:
-        return frozenset(variant for variant, _ in self.by_variant)
-
-    @property
-    def is_random(self) -> bool:
-        return self.by_variant[0][1].is_random
-
-    def builder(self, variant: Variant) -> str | None:
-        return dict(self.by_variant)[variant].builder(variant)
-
-    def versions(self) -> dict[str, str | int]:
-        found: dict[str, str | int] = {}
-        for _, policy in self.by_variant:
-            found |= policy.versions()
-        return found | {"bundle": " ".join(f"{variant}:{policy.digest[:16]}" for variant, policy in self.by_variant)}
-
-    def prepare(self, problem: Problem) -> Run:
-        return dict(self.by_variant)[problem.variant].prepare(problem)
-
-
 def parse_bundle(spec: str, delta: float = 0.0) -> LearnedPolicy:
     """`bundle:NAME` or `bundle:PATH`, greedy; `@128` for the best of 128 runs, `+temperature0.7` for their spread.
 
@@ -174,19 +133,13 @@ def parse_bundle(spec: str, delta: float = 0.0) -> LearnedPolicy:
         UnknownNameError: no such bundle; BundleError: one that cannot be trusted; UsageError: a wrong option.
     """
     head, *options = spec.partition(":")[2].split("+")
-    called, _, limit = head.partition("@")
-    if not called:
-        raise UsageError(
-            f"policy {spec!r}: write bundle:NAME or bundle:PATH; shipped are {', '.join(bundles.shipped('jobshop'))}"
-        )
-    if limit and not (limit.isdigit() and 1 <= int(limit) <= MOST_SAMPLES):
-        raise UsageError(f"policy {spec!r}: write a number of runs behind '@', such as @128, up to {MOST_SAMPLES}")
+    called, samples = written(spec, head, "jobshop", MOST_SAMPLES)
     temperature, ahead = 1.0, 0.0
     for option in options:
         if option.startswith("lookahead"):
             weight = option.removeprefix("lookahead")
             ahead = number(spec, option, weight, 0.01, 1e6) if weight else DEFAULT_WEIGHT
-        elif option.startswith("temperature") and limit:
+        elif option.startswith("temperature") and samples:
             temperature = number(spec, option, option.removeprefix("temperature"), 0.01, 10.0)
         else:
             known = "lookahead, lookahead8, and behind @128 temperature0.7"
@@ -201,14 +154,14 @@ def parse_bundle(spec: str, delta: float = 0.0) -> LearnedPolicy:
         loaded.digest,
         loaded.shop.variant,
         loaded.shop.builder_name,
-        int(limit or 0),
+        samples,
         temperature,
         "onnx" if bundles.ONNX in loaded.manifest["files"] else "numpy",
         ahead,
     )
 
 
-def parse_learned(spec: str, delta: float = 0.0) -> ShippedPolicy:
+def parse_learned(spec: str, delta: float = 0.0) -> Shipped[Variant, Problem, Run]:
     """`learned`: the shipped bundle that was trained for the suite's shop, with the options of `bundle:NAME`.
 
     Raises:
@@ -223,13 +176,4 @@ def parse_learned(spec: str, delta: float = 0.0) -> ShippedPolicy:
         for variant in policy.variants:
             if variant not in own or policy.trained_for == variant:
                 own[variant] = policy
-    return ShippedPolicy(tuple(sorted(own.items())), suffix)
-
-
-@lru_cache(maxsize=8)
-def _loaded(folder: Path, digest: str, runtime: RuntimeName) -> Bundle:
-    """The bundle, read once a process."""
-    loaded = bundles.load(folder, runtime)
-    if loaded.digest != digest:
-        raise UsageError(f"{folder}: the bundle has changed since the evaluation began")
-    return loaded
+    return Shipped(tuple(sorted(own.items())), suffix)

@@ -209,6 +209,12 @@ SUITES: dict[str, PackingSuite] = {
             A_FEW,
         ),
         _priority_matters(
+            f"{PRIORITY_MATTERS}-tight",
+            f"the same at usage 1.00 and 1.05, where not everything fits, {A_FEW} instances a cell",
+            list(itertools.product(NODES, PODS_A_NODE, PRIORITIES, (1.00, 1.05))),
+            A_FEW,
+        ),
+        _priority_matters(
             f"{PRIORITY_MATTERS}-grid",
             f"the same at usage 0.90-1.05, {SOME} instances a cell",
             list(itertools.product(NODES, PODS_A_NODE, PRIORITIES, USAGES)),
