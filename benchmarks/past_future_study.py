@@ -28,7 +28,7 @@ SCRIPT = {  # steps, use of the pool in per cent, evictions for 100 requests
 }
 POLICIES = {
     "conservative": lambda: Conservative(limit=1.0, assumed_new=4096, every=10),
-    "aggressive": lambda: Aggressive(limit=0.99, every=10),
+    "aggressive": lambda: Aggressive(limit=0.99, every=10, with_prompt=True),
     "past-future": lambda: PastFuture(window=1000, reserve=0.03, initial=512, poll=10),
 }
 ENGINE = EngineConfig(

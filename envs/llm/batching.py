@@ -40,12 +40,12 @@ from dispatchgym.envs.llm.state import DECIDE, LOG_FULL, NONE, RUNNING, State, f
 
 Mode = Literal["mixed", "prefill-first", "static"]
 Order = Literal["arrival", "priority", "deadline", "shortest-prompt", "longest-prefix", "key"]
-Admission = Literal["fits", "reserve", "current"]
+Admission = Literal["fits", "reserve", "current", "with-prompt"]
 Victim = Literal["last", "least-computed", "lowest-priority", "fewest-outputs"]
 
 MIXED, PREFILL_FIRST, STATIC = range(3)
 BY_ARRIVAL, BY_PRIORITY, BY_DEADLINE, BY_PROMPT, BY_PREFIX, BY_KEY = range(6)
-FITS, RESERVE, CURRENT = range(3)
+FITS, RESERVE, CURRENT, WITH_PROMPT = range(4)
 _VICTIM = {
     "last": LAST,
     "least-computed": LEAST_COMPUTED,
@@ -91,7 +91,8 @@ class BatchingRule:
         take_input: and their blocks are taken at once.
         watermark: share of the blocks that must stay free when a request is let in beside others.
         admission: "fits": blocks for now; "reserve": prompt and longest output of all, together, within `limit` of
-            the pool; "current": KV in use below `limit` of the pool.
+            the pool; "current": KV in use below `limit` of the pool; "with-prompt": KV in use and the newcomer's
+            prompt together within `limit` of the pool.
         assumed_new: output length that "reserve" counts with, 0 for each request's own `max_new_tokens`.
         reserve_tokens: what "reserve" counts for every request whatever its lengths, 0 for its own.
         victim: who is preempted when a running request finds no block.
@@ -205,11 +206,11 @@ def may_enter(s: State, rule: Any, r: int) -> bool:
         for k in range(e.running):
             total += _claim(s, rule, int64(s.run[k]))
         return total <= room
-    if c.admission == CURRENT:
+    if c.admission == CURRENT or c.admission == WITH_PROMPT:
         held = int64(0)
         for k in range(e.running):
             held += known(s, int64(s.run[k]))
-        return held < room
+        return held < room if c.admission == CURRENT else held + known(s, r) <= room
     return True
 
 

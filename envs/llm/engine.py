@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from types import MappingProxyType
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,7 @@ from dispatchgym.envs.llm.policy import (
     Policy,
     RequestTable,
     Texts,
+    is_compiled,
 )
 from dispatchgym.envs.llm.record import ABORTED
 from dispatchgym.envs.llm.setup import fresh_requests, with_more_log, with_request
@@ -118,7 +120,7 @@ class Engine:
             self.state.eng["now"][0] = max(float(self.state.eng["now"][0]), self._clock())
         if next_epoch(self.state) == DONE:
             return False
-        if isinstance(self.policy, CompiledPolicy):
+        if is_compiled(self.policy):
             begin(self.state)
             self.policy.fill(self.state)
             if self.state.eng["batch"][0] == 0:
@@ -243,11 +245,11 @@ class Engine:
                 return True
 
     def _ask(self) -> Plan:
-        assert not isinstance(self.policy, CompiledPolicy)
+        policy = cast(Policy, self.policy)
         view = self.view()
         before = time.process_time()
         try:
-            plan = self.policy.decide(view)
+            plan = policy.decide(view)
         except Exception as error:
             raise InvalidPlanError(f"{self._name()} raised {type(error).__name__}: {error}") from error
         self.policy_s += time.process_time() - before

@@ -108,7 +108,9 @@ class Asked:
     def _make_room(self, requests: int, tokens: int) -> None:
         self._room = requests, tokens
         nobody = Workload(
-            arrival_s=np.zeros(requests), prompt_tokens=np.full(requests, tokens), output_tokens=np.ones(requests)
+            arrival_s=np.zeros(requests),
+            prompt_tokens=np.full(requests, tokens, np.int32),
+            output_tokens=np.ones(requests, np.int32),
         )
         spec, before = self._spec, self._state
         self._state = fresh_state(nobody, spec.config, spec.profile, self._seed, steps=False, tokens=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dispatchgym.envs.llm.batching import BatchingRule, RulePolicy
+from dispatchgym.envs.llm.batching import Admission, BatchingRule, RulePolicy
 
 
 class Aggressive(RulePolicy):
@@ -13,7 +13,9 @@ class Aggressive(RulePolicy):
     Args:
         limit: share of the KV pool up to which requests are let in.
         every: steps between two rounds of admission.
+        with_prompt: the newcomer's prompt counts as in use, as in the paper's offline study; its server leaves it out.
     """
 
-    def __init__(self, limit: float = 0.95, every: int = 1) -> None:
-        super().__init__("aggressive", BatchingRule(admission="current", limit=limit, every=every))
+    def __init__(self, limit: float = 0.95, every: int = 1, with_prompt: bool = False) -> None:
+        admission: Admission = "with-prompt" if with_prompt else "current"
+        super().__init__("aggressive", BatchingRule(admission=admission, limit=limit, every=every))

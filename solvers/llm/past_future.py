@@ -13,8 +13,9 @@ class PastFuture:
     """vLLM's steps; the head of the queue is let in if the batch with it will stay below the pool at its peak.
 
     Past: how long a request goes on is drawn from the lengths of the last `window` requests that finished, given that
-    it is longer than what is out so far (linear between neighbours). Future: the peak of the batch for these draws;
-    several sets of draws for few running requests, the worst counts. First come, first served otherwise.
+    it is longer than what is out so far (linear between neighbours); of a newcomer, preempted ones too, any of them.
+    Future: the peak of the batch for these draws; several sets of draws for few running requests, the worst counts.
+    First come, first served otherwise.
 
     Source: Gong et al., ASPLOS 2025 (arXiv 2507.10150), as coded in WuSiYu/lightllm-ae. Departures: any number of
     requests a round instead of one, so that admission alone differs between schedulers; prompts in pieces beside
@@ -54,8 +55,7 @@ class PastFuture:
         held = view.running.known.astype(np.float64)
         left = np.stack([self._conditional(past, view) for _ in range(sets)])
         for k in range(len(view.waiting)):
-            own = np.minimum(self._rng.choice(past, (sets, 1)), view.waiting.max_new_tokens[k])
-            more = np.maximum(own - view.waiting.generated[k], 1)
+            more = np.minimum(self._rng.choice(past, (sets, 1)), view.waiting.max_new_tokens[k])
             new_held, new_left = np.append(held, view.waiting.known[k]), np.hstack([left, more])
             if peak_tokens(new_held, new_left) >= limit or not fill.let_in(k):
                 break
