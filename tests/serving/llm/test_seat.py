@@ -149,10 +149,11 @@ def test_a_bundle_decides_and_one_with_nan_weights_falls_back(bundle: Path) -> N
     assert not seat.faults
     inner = loaded.policy._runtime._inner  # type: ignore[union-attr]
     inner.one = lambda graph: np.full(len(graph.candidate), np.nan, np.float32)
-    for _ in range(3):
-        seat.engine.submit(40, 5)
-    while seat.step():
-        clock.now += 0.01
+    for _ in range(8):  # the network is asked where there is a choice: when requests come
+        for _ in range(3):
+            seat.engine.submit(40, 5)
+        while seat.step():
+            clock.now += 0.01
     assert seat.faults["error"] == 5
     assert seat.is_benched
     seat.close()

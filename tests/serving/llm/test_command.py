@@ -1,0 +1,127 @@
+"""`dispatchgym serve llm` as people start it: options, the demo, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from dispatchgym.envs.api import DispatchGymError, UsageError
+from dispatchgym.serving.llm.command import ServeLlm, check
+from dispatchgym.serving.llm.engine_loop import Recipe
+from dispatchgym.serving.llm.frontend import Frontend, Limits
+from dispatchgym.serving.llm.metrics import LlmMetrics
+from tests.serving.llm.live import eventually
+
+DEMO = ServeLlm(demo=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (ServeLlm(), "--model DIR or --demo"),
+        (ServeLlm(demo=True, model=Path("x")), "--model DIR or --demo"),
+        (ServeLlm(model=Path("/nowhere")), "config.json"),
+        (replace(DEMO, scheduler="sarathy"), "did you mean 'sarathi'"),
+        (replace(DEMO, scheduler="mc-sf"), "true output lengths"),
+        (replace(DEMO, host="0.0.0.0"), "--api-keys"),
+        (replace(DEMO, policy_budget_ms=0), "--policy-budget-ms"),
+        (replace(DEMO, bundles=Path("/nowhere")), "--bundles"),
+        (replace(DEMO, most_faults=0), "--most-faults"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_loaded(options: ServeLlm, why: str) -> None:
+    with pytest.raises(DispatchGymError, match=why):
+        check(options)
+
+
+def test_an_engine_that_cannot_be_built_says_why_and_is_not_tried_again() -> None:
+    async def go() -> str:
+        recipe = Recipe("tests.serving.llm.engines:build", {"refuse": "no room for the cache"})
+        async with Frontend(recipe, Limits(), LlmMetrics("x"), lambda: 0.0, in_thread=True) as frontend:
+            await frontend.has_failed.wait()
+            return frontend.failed
+
+    assert asyncio.run(go()) == "no room for the cache"
+    with pytest.raises(UsageError):
+        Limits(waiting=0)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
+    """The demo in a process of its own: process, address, folder of what it records."""
+    folder = tmp_path_factory.mktemp("record")
+    command = [sys.executable, "-m", "dispatchgym", "serve", "llm", "--demo", "--port", "0", "--record", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    url = ""
+    for line in process.stderr:
+        if line.startswith("listening at "):
+            url = line.split()[-1]
+        if line.startswith("ready: "):
+            break
+    assert url, "the demo ended before it was ready"
+    yield process, url, folder
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    process.stderr.close()
+
+
+def test_the_demo_answers_openais_client(demo: tuple[subprocess.Popen[str], str, Path]) -> None:
+    with openai.OpenAI(base_url=f"{demo[1]}/v1", api_key="none", max_retries=0) as client:
+        ask = {"model": "demo", "prompt": "Once upon a time", "max_tokens": 12, "extra_body": {"ignore_eos": True}}
+        greedy = [client.completions.create(**ask, temperature=0) for _ in range(2)]
+        assert greedy[0].choices[0].text == greedy[1].choices[0].text
+        assert greedy[0].usage is not None
+        assert greedy[0].usage.completion_tokens == 12
+        drawn = [client.completions.create(**ask, temperature=1, seed=s).choices[0].text for s in (1, 1, 2)]
+        assert drawn[0] == drawn[1] != drawn[2]
+        two = client.completions.create(**ask, temperature=1, seed=5, n=2, logprobs=2)
+        assert two.choices[0].text != two.choices[1].text  # each choice draws for itself
+        found = two.choices[0].logprobs
+        assert found is not None
+        assert len(found.token_logprobs or []) == 12
+        assert all(x <= 0 for x in found.token_logprobs or [] if x is not None)
+        chat = client.chat.completions.create(
+            model="demo", messages=[{"role": "user", "content": "hello"}], max_tokens=5, stream=True
+        )
+        assert list(chat)[-1].choices[0].finish_reason in ("length", "stop")
+
+
+def test_told_to_end_it_finishes_what_is_under_way_and_ends_well(
+    demo: tuple[subprocess.Popen[str], str, Path],
+) -> None:
+    process, url, folder = demo
+    answers: list[str] = []
+    begun = threading.Event()
+
+    def stream() -> None:
+        body = {"model": "demo", "prompt": "x" * 50, "max_tokens": 300, "stream": True, "ignore_eos": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=120) as answer:
+            for line in answer.iter_lines():
+                begun.set()
+                answers.append(line)
+
+    thread = threading.Thread(target=stream)
+    thread.start()
+    assert begun.wait(60)
+    process.send_signal(signal.SIGTERM)
+    thread.join(120)
+    assert process.wait(60) == 0
+    assert [line for line in answers if line][-1] == "data: [DONE]"
+    last = json.loads([line for line in answers if line.startswith("data: {")][-1][6:])
+    assert last["choices"][0]["finish_reason"] == "length"
+    assert eventually(lambda: len(list(folder.glob("transitions-*.npz"))) >= 1)  # what was open is written
