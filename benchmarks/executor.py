@@ -15,6 +15,7 @@ in this run. On a machine without a GPU, and with --quick, a tiny model runs on 
 from __future__ import annotations
 
 import argparse
+import gc
 import random
 import statistics
 import sys
@@ -90,6 +91,7 @@ class Bench:
         before = time.perf_counter()
         self.executor: TorchExecutor = make_executor(model, config)
         self.start_s = time.perf_counter() - before
+        self.spent: dict[str, tuple[int, float]] = {}
         profile = rough_profile(model, config)
         none = np.zeros(0)
         state = fresh_state(Workload(none, none, none), config, profile, 0, steps=False, tokens=False)
@@ -112,32 +114,24 @@ class Bench:
             self.engine.release(r)
 
     def play(self, requests: Sequence[Request]) -> float:
-        """Seconds until all have been served that come now."""
-        before = time.perf_counter()
-        numbers = [self.submit(request) for request in requests]
-        while self.engine.step():
-            pass
-        self.executor.flush()
-        seconds = time.perf_counter() - before
-        self.release(numbers)
-        return seconds
-
-    def spent(self, requests: Sequence[Request]) -> dict[str, tuple[int, float]]:
-        """Steps, and their seconds, that read prompts, that do both, that only decode."""
-        kinds: dict[str, tuple[int, float]] = {}
+        """Seconds until all have been served that come now; `spent` tells for which kinds of steps."""
+        begin = time.perf_counter()
         numbers = [self.submit(request) for request in requests]
         before = time.perf_counter()
+        self.spent = {"submission": (0, before - begin)}
         went_on = True
         while went_on:
             e = self.engine.state.eng[0]
             went_on = self.engine.step()
             now = time.perf_counter()
             kind = "mixed" if e["prefills"] and e["decodes"] else "prompts" if e["prefills"] else "decoding"
-            steps, seconds = kinds.get(kind, (0, 0.0))
-            kinds[kind] = steps + 1, seconds + now - before
+            steps, seconds = self.spent.get(kind, (0, 0.0))
+            self.spent[kind] = steps + 1, seconds + now - before
             before = now
+        self.executor.flush()
+        seconds = time.perf_counter() - begin
         self.release(numbers)
-        return kinds
+        return seconds
 
     def arrive(self, requests: Sequence[Request], rate_per_s: float) -> dict[str, float]:
         """Latencies of requests that come at random at this rate, seconds."""
@@ -335,10 +329,13 @@ def workload_rows(
         return [Row(title, rates.value, "tokens/s", rates.spread)]
     kv_tokens = bench.config.kv_blocks * bench.config.block_tokens
     bound = tokens / bound_s(bench.model.spec, requests, kv_tokens, bench.config.max_seqs, bw, peak)
-    return [
+    rows = [
         Row(title, rates.value, "tokens/s", rates.spread, peer, value)
         for peer, value in {"bound": bound, **NOTED.get((model, name), {})}.items()
     ]
+    for kind, (steps, seconds) in bench.spent.items():
+        rows.append(Row(f"{title}, {kind}", seconds, "s", (seconds, seconds), bar=f"{steps} steps, the last run"))
+    return rows
 
 
 def latency_rows(bench: Bench, rates: Sequence[float], seconds: float) -> list[Row]:
@@ -376,8 +373,6 @@ def on_gpu(options: argparse.Namespace, say: Callable[[list[Row]], None]) -> Non
             if "workloads" in parts:
                 say(workload_rows(bench, load, drawn(count), options.repeats, bw, peak))
             if "profile" in parts:
-                for kind, (steps, seconds) in bench.spent(drawn(count)).items():
-                    say([Row(f"{name} {load}, {kind}", seconds, "s", (seconds, seconds), bar=f"{steps} steps")])
                 cost = host_us(bench, count)
                 say([Row(f"{name} host work of a step, {count} running", cost.value, "us", cost.spread, bar="bar 100")])
                 say(profile_rows(bench, count))
@@ -385,6 +380,7 @@ def on_gpu(options: argparse.Namespace, say: Callable[[list[Row]], None]) -> Non
                 top = 60.0 if name == "1b" else 14.0
                 say(latency_rows(bench, [top / 4, top / 2, top * 3 / 4], 8.0))
             del bench
+            gc.collect()
             torch.cuda.empty_cache()
 
 

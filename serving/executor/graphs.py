@@ -92,6 +92,7 @@ class StepGraphs:
                     self._body(width)
                 pool = pool or graph.pool()
                 self._graphs[width] = graph
+                graph.replay()  # the first time takes longer
                 advance()
             self._turn.zero_()
         torch.cuda.current_stream().wait_stream(stream)

@@ -195,7 +195,6 @@ class TorchExecutor:
 
     # --- steps ---
 
-    @torch.inference_mode()
     def run(self, batch: Batch, interrupt_s: float) -> StepResult:
         """Run the batch; see Executor.
 
@@ -207,6 +206,11 @@ class TorchExecutor:
             plain = self._fast.start(batch)
             if plain is not None:
                 return self._go_on(plain, began)
+        return self._run_pass(batch, began, interrupt_s)
+
+    @torch.inference_mode()
+    def _run_pass(self, batch: Batch, began: float, interrupt_s: float) -> StepResult:
+        """Start a forward pass, or go on with a paused one."""
         self._move(batch)
         if batch.group != NONE:
             work = self._paused[int(batch.request[0])]

@@ -20,7 +20,7 @@ import triton.language as tl
 I32 = npt.NDArray[np.integer]
 
 LOG2E = 1.4426950408889634
-SPLIT_KEYS = 32  # keys that a program of the decode kernel, one warp, reads at a time
+SPLIT_KEYS = 64  # keys that a program of the decode kernel reads at a time
 PIECE_KEYS = 64
 
 
@@ -34,10 +34,10 @@ class Split(NamedTuple):
 def split_for(rows: int, kv_heads: int) -> Split:
     """Few rows are cut finely, to fill the GPU; many only where a long one would keep the others waiting."""
     programs = rows * kv_heads
-    for most, keys, below in ((32, 64, 128), (16, 128, 512), (8, 256, 1024)):
+    for below, split in ((64, Split(16, 128)), (512, Split(8, 128)), (2048, Split(4, 512))):
         if programs < below:
-            return Split(most, keys)
-    return Split(4, 512)
+            return split
+    return Split(1, 512)
 
 
 @triton.jit
@@ -99,23 +99,21 @@ def _decode_kernel(
             if before == pieces - 1:  # the last to arrive adds up what all have left
                 tl.debug_barrier()
                 tl.store(arrivals + row * KV_HEADS + head, 0)
-                highest = tl.full([ROWS], -float("inf"), tl.float32)
-                total = tl.zeros([ROWS], tl.float32)
-                sums = tl.zeros([ROWS, DIM_PAD], tl.float32)
-                for other in range(pieces):
-                    its_top = tl.load(stats + (mine + other) * 2, mask=g < GROUP, other=1.0, cache_modifier=".cg")
-                    its_total = tl.load(stats + (mine + other) * 2 + 1, mask=g < GROUP, other=1.0, cache_modifier=".cg")
-                    its_sums = tl.load(
-                        partial + (mine + other)[:, None] * DIM + d[None, :], mask=q_mask, other=0.0,
+                n = tl.arange(0, MOST)
+                for member in tl.static_range(GROUP):
+                    at_head = row.to(tl.int64) * KV_HEADS * GROUP + head * GROUP + member
+                    left = (at_head * MOST + n) * 2
+                    tops = tl.load(stats + left, mask=n < pieces, other=-float("inf"), cache_modifier=".cg")
+                    totals = tl.load(stats + left + 1, mask=n < pieces, other=0.0, cache_modifier=".cg")
+                    all_sums = tl.load(
+                        partial + (at_head * MOST + n)[:, None] * DIM + d[None, :],
+                        mask=(n < pieces)[:, None] & (d < DIM)[None, :],
+                        other=0.0,
                         cache_modifier=".cg",
-                    )  # fmt: skip
-                    top = tl.maximum(highest, its_top)
-                    keep, add = tl.exp2(highest - top), tl.exp2(its_top - top)
-                    total = total * keep + its_total * add
-                    sums = sums * keep[:, None] + its_sums * add[:, None]
-                    highest = top
-                result = sums / total[:, None]
-                tl.store(out + place[:, None] + d[None, :], result.to(out.dtype.element_ty), mask=q_mask)
+                    )
+                    weight = tl.exp2(tops - tl.max(tops, 0))
+                    result = tl.sum(all_sums * weight[:, None], 0) / tl.sum(totals * weight, 0)
+                    tl.store(out + at_head * DIM + d, result.to(out.dtype.element_ty), mask=d < DIM)
 
 
 def paged_decode(
@@ -152,7 +150,7 @@ def paged_decode(
         q, k_cache, v_cache, table, slots, positions, out, partial, stats, arrivals, scale * LOG2E, q.stride(0),
         k_cache.stride(0), k_cache.stride(1), k_cache.stride(2), v_cache.stride(0), v_cache.stride(1),
         v_cache.stride(2), table.stride(0), keys, KV_HEADS=kv_heads, GROUP=group, ROWS=max(16, _power(group)),
-        DIM=dim, DIM_PAD=_power(dim), PAGE=page, BLOCK=SPLIT_KEYS, MOST=most, num_warps=1, num_stages=4,
+        DIM=dim, DIM_PAD=_power(dim), PAGE=page, BLOCK=SPLIT_KEYS, MOST=most, num_warps=2, num_stages=4,
     )  # fmt: skip
 
 
