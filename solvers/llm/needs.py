@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 NEEDS: Mapping[str, frozenset[str]] = {
+    "oracle": frozenset({"lengths", "segments"}),
     "mc-sf": frozenset({"lengths"}),
     "srtf": frozenset({"lengths"}),
     "trail": frozenset({"lengths"}),

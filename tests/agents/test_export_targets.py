@@ -1,0 +1,88 @@
+"""`dispatchgym export --target`: what to run, what is lost, what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dispatchgym.agents.export_command import main
+from dispatchgym.agents.export_targets import TARGETS, instructions, refuse_or_degrade
+from dispatchgym.envs.api import UsageError
+from dispatchgym.envs.llm.config import EngineConfig
+from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan, is_compiled
+from dispatchgym.envs.llm.simulate import simulate
+from dispatchgym.solvers.llm.needs import NEEDS
+from dispatchgym.solvers.llm.schedulers import SCHEDULERS
+from tests.envs.llm.helpers import PROFILE, random_workload
+
+
+class Watched:
+    """A policy, and what its plans asked of the engine."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy, self.name, self.oracle = policy, policy.name, policy.oracle
+        self.texts = getattr(policy, "texts", False)
+        self.asked: set[str] = {"lengths"} if policy.oracle else set()
+
+    def reset(self, spec: EngineSpec, seed: int) -> None:
+        self.policy.reset(spec, seed)
+
+    def decide(self, view: EngineView) -> Plan:
+        plan: Plan = self.policy.decide(view)
+        decodes = set(view.running.id[view.running.decoding].tolist())
+        signs = {
+            "swap": any(how == "swap" for _, how in plan.preempt),
+            "segments": plan.interruptible,
+            "wait": plan.wait_until_s is not None,
+            "pins": bool(plan.pins),
+            "drafts": any(n > 1 for r, n in plan.grants if int(r) in decodes),
+        }
+        self.asked |= {need for need, is_asked in signs.items() if is_asked}
+        return plan
+
+
+@pytest.mark.parametrize("name", list(SCHEDULERS))
+def test_schedulers_need_no_more_than_they_say(name: str) -> None:
+    policy = SCHEDULERS[name]()
+    if is_compiled(policy):
+        assert name not in NEEDS
+        return
+    watched = Watched(policy)
+    engine = EngineConfig(kv_blocks=60, max_spec=6, host_blocks=30, token_budget=256)
+    for seed in range(3):
+        simulate(random_workload(seed, 25, rate=200.0), watched, engine, PROFILE)
+    assert watched.asked <= NEEDS.get(name, frozenset())
+
+
+def test_what_is_lost_is_listed_and_what_cannot_be_is_refused() -> None:
+    assert refuse_or_degrade("sarathi", "vllm") == []
+    assert "computed anew" in refuse_or_degrade("mlfq", "vllm")[0]
+    assert refuse_or_degrade("mc-sf+lengths=max", "vllm") == []
+    with pytest.raises(UsageError, match="true output lengths"):
+        refuse_or_degrade("mc-sf", "vllm")
+    with pytest.raises(UsageError, match="speculation belongs to vLLM"):
+        refuse_or_degrade("exspec", "vllm")
+    with pytest.raises(UsageError, match="for packing; target vllm is for llm"):
+        refuse_or_degrade("bundle:packing-priority", "vllm")
+    with pytest.raises(UsageError, match="a rule, not a network"):
+        refuse_or_degrade("sarathi", "onnx")
+
+
+def test_the_command_prints_what_to_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["laps", "--target", "vllm"]) == 0
+    out = capsys.readouterr().out
+    assert "--scheduler-cls dispatchgym.serving.plugins.vllm.LearnedScheduler" in out
+    assert "DISPATCHGYM_POLICY='laps'" in out
+    assert "lost there: waits are polled" in out
+    assert "serve kube --policy 'bundle:packing-priority'" in instructions("bundle:packing-priority", "kube")
+    assert "policy.onnx" in instructions("bundle:packing-priority", "onnx")
+
+
+def test_losses_and_refusals_are_of_known_needs() -> None:
+    known = set().union(*NEEDS.values())
+    for target in TARGETS.values():
+        assert set(target.without) | set(target.refused) <= known
+    vllm = TARGETS["vllm"]
+    assert set(vllm.without) | set(vllm.refused) == known
+    assert set(NEEDS) <= set(SCHEDULERS)
