@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -12,6 +14,7 @@ from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.profile import Profile, roofline
 from dispatchgym.serving.executor.kv_cache import blocks_that_fit
 from dispatchgym.serving.executor.model import Decoder
+from dispatchgym.serving.executor.ops import Ops
 from dispatchgym.serving.executor.slots import SlotTable
 from dispatchgym.serving.executor.torch_executor import Source, TorchExecutor
 from dispatchgym.serving.executor.warm_up import warm_up
@@ -64,8 +67,10 @@ def make_executor(
     Raises:
         UsageError: the cache does not fit.
     """
-    ops, capture = None, None
-    if model.device.type == "cuda":
+    ops: Ops | None = None
+    capture: Callable[[Decoder, SlotTable], Any] | None = None
+    on_gpu = model.device.type == "cuda"
+    if on_gpu:
         from dispatchgym.serving.executor.graphs import StepGraphs
         from dispatchgym.serving.executor.triton_ops import TritonOps
 
@@ -81,7 +86,7 @@ def make_executor(
         host_blocks=config.host_blocks, max_len=config.max_len, ops=ops,
         graphs=capture, late=late, source=source, keep=keep,
     )  # fmt: skip
-    if model.device.type == "cuda":
+    if on_gpu:
         warm_up(executor.decoder, executor.slots, min(config.token_budget, executor.max_len))
     return executor
 
