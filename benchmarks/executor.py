@@ -359,7 +359,7 @@ def on_gpu(options: argparse.Namespace, say: Callable[[list[Row]], None]) -> Non
     for name in models:
         model = open_model(f"random:{name}")
         if "decode" in parts:
-            say(decode_rows(model, (1, 8, 32, 64, 128, 256), 1024, bw, peak))
+            say(decode_rows(model, (1, 32, 128, 256), 1024, bw, peak))
             torch.cuda.empty_cache()
         for load in loads:
             count = int(load.removeprefix("W"))
@@ -371,14 +371,14 @@ def on_gpu(options: argparse.Namespace, say: Callable[[list[Row]], None]) -> Non
             if "prefill" in parts and load == loads[0]:
                 say([prefill_row(bench, 8, 1024), prefill_row(bench, 1, 8192)])
             if "workloads" in parts:
-                say(workload_rows(bench, load, drawn(count), options.repeats, bw, peak))
-            if "profile" in parts:
+                say(workload_rows(bench, load, drawn(count), options.repeats if count < 1000 else 1, bw, peak))
+            if "profile" in parts and load == loads[0]:
                 cost = host_us(bench, count)
                 say([Row(f"{name} host work of a step, {count} running", cost.value, "us", cost.spread, bar="bar 100")])
                 say(profile_rows(bench, count))
             if "latency" in parts and load == loads[0]:
                 top = 60.0 if name == "1b" else 14.0
-                say(latency_rows(bench, [top / 4, top / 2, top * 3 / 4], 8.0))
+                say(latency_rows(bench, [top / 4, top / 2, top * 3 / 4, top], options.seconds))
             del bench
             gc.collect()
             torch.cuda.empty_cache()
@@ -396,7 +396,8 @@ def main() -> None:
     parser.add_argument("--models", default="1b,8b", help="sizes of random models: 1b, 8b [%(default)s]")
     parser.add_argument("--workloads", default="W256,W1024", help="numbers of requests [%(default)s]")
     parser.add_argument("--parts", default=",".join(PARTS), help="what to measure [%(default)s]")
-    parser.add_argument("--repeats", type=int, default=2, help="runs of each workload [%(default)s]")
+    parser.add_argument("--repeats", type=int, default=2, help="runs of W256; of W1024 one [%(default)s]")
+    parser.add_argument("--seconds", type=float, default=8, help="of arrivals, at each rate [%(default)s]")
     parser.add_argument(
         "--bandwidth", type=float, default=4.26, help="of the bound, TB/s [%(default)s, an H200's copy]"
     )
