@@ -11,11 +11,13 @@ from typing import Any
 
 from dispatchgym.agents import bundle as bundles
 from dispatchgym.envs.api import DispatchGymError, UnknownNameError, UsageError
-from dispatchgym.serving.llm.frontend import Frontend, SwitchError
+from dispatchgym.serving.llm.frontend import Frontend
 from dispatchgym.serving.llm.schedulers import BUNDLE, FAMILY, find_bundle
+from dispatchgym.serving.llm.sequences import SwitchError
 from dispatchgym.serving.wire import RequestError
 from dispatchgym.solvers.llm.schedulers import SCHEDULERS
 
+log = logging.getLogger(__name__)
 audit = logging.getLogger("dispatchgym.audit")
 
 MOST_TOLD = 50
@@ -47,7 +49,7 @@ class SchedulerAdmin:
             "faults": dict(last.faults) if last else {},
             "history": self._frontend.history[-MOST_TOLD:],
             "rules": list(SCHEDULERS),
-            "bundles": [BUNDLE + name for name in (*own, *bundles.shipped(FAMILY))],
+            "bundles": [BUNDLE + name for name in (*own, *_shipped())],
         }
 
     async def switch(self, name: str, who: str) -> dict[str, Any]:
@@ -96,3 +98,12 @@ class SchedulerAdmin:
                     file.write(line + "\n")
             except OSError as error:
                 raise DispatchGymError(f"the audit log cannot be written: {error}") from None
+
+
+def _shipped() -> list[str]:
+    """Bundles that come with the package; none where one of them is of another version."""
+    try:
+        return bundles.shipped(FAMILY)
+    except bundles.BundleError as error:
+        log.warning("shipped bundles are not listed: %s", error)
+        return []

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dispatchgym.envs.api import DispatchGymError
-from dispatchgym.serving.llm.frontend import BusyError, EngineLostError, UnavailableError
 from dispatchgym.serving.llm.generation import DeadlineError, Piece, TokenInfo, Usage
+from dispatchgym.serving.llm.sequences import BusyError, EngineLostError, UnavailableError
 from dispatchgym.serving.llm.texts import Language
 from dispatchgym.serving.wire import RequestError, write
 

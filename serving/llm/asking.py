@@ -13,8 +13,9 @@ from starlette.concurrency import run_in_threadpool
 from dispatchgym.serving.executor.sampling import Sampling
 from dispatchgym.serving.llm.access import ANYBODY, RateLimits
 from dispatchgym.serving.llm.forms import ChatRequest, CompletionRequest, Wishes, wishes_of
-from dispatchgym.serving.llm.frontend import BusyError, Frontend, Wanted
+from dispatchgym.serving.llm.frontend import Frontend
 from dispatchgym.serving.llm.generation import Generation
+from dispatchgym.serving.llm.sequences import BusyError, Wanted
 from dispatchgym.serving.llm.texts import Language
 from dispatchgym.serving.wire import RequestError
 

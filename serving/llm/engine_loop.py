@@ -102,8 +102,8 @@ class EngineLoop:
         self._connection = connection
         self._executor = parts.executor
         self._clock = clock
-        none = np.zeros(0)
-        empty = Workload(none, none, none, hash_block=parts.config.block_tokens)
+        none = np.zeros(0, np.int32)
+        empty = Workload(np.zeros(0), none, none, hash_block=parts.config.block_tokens)
         state = fresh_state(empty, parts.config, parts.profile, 0, steps=False, tokens=False)
         spec = EngineSpec(parts.config, parts.profile, int(state.eng["kv_blocks"][0]))
         first = load_scheduler(recipe.scheduler)
@@ -240,7 +240,7 @@ class EngineLoop:
                 free_blocks=int(e["free"]),
                 preemptions=self._preemptions,
                 repairs=engine.repairs,
-                faults=dict(self.seat.faults),
+                faults={**self.seat.faults},
                 seconds=self._clock() - began,
                 policy_s=self.seat.seconds,
                 is_benched=self.seat.is_benched,

@@ -13,22 +13,17 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
-import numpy as np
-import numpy.typing as npt
-
-from dispatchgym.envs.api import DispatchGymError, UsageError
-from dispatchgym.serving.executor.sampling import Sampling
+from dispatchgym.envs.api import DispatchGymError
 from dispatchgym.serving.llm.engine_host import EngineHost
 from dispatchgym.serving.llm.engine_loop import Recipe
 from dispatchgym.serving.llm.messages import (
     Cancel,
     Failed,
     FromEngine,
-    Output,
     Ready,
     Refused,
     Step,
@@ -37,6 +32,16 @@ from dispatchgym.serving.llm.messages import (
     Switched,
 )
 from dispatchgym.serving.llm.metrics import LlmMetrics
+from dispatchgym.serving.llm.sequences import (
+    BusyError,
+    EngineLostError,
+    Group,
+    Limits,
+    Sequence,
+    SwitchError,
+    UnavailableError,
+    Wanted,
+)
 from dispatchgym.serving.llm.texts import block_hashes
 from dispatchgym.serving.wire import RequestError
 
@@ -48,90 +53,6 @@ MOST_TRIES = 3
 """Engines that may go down with a sequence in their queue before that is held against the sequence."""
 RATE_OVER = 64
 """Finished sequences that the guess of the queue's pace is made from."""
-
-
-class BusyError(DispatchGymError):
-    """Too much is waiting already, or a tenant asks too often; come again after `retry_after_s`."""
-
-    def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
-class UnavailableError(DispatchGymError):
-    """The server ends, or its engine is gone."""
-
-
-class EngineLostError(DispatchGymError):
-    """The engine went down while this request ran."""
-
-
-class SwitchError(DispatchGymError):
-    """The scheduler that was asked for does not decide; the one before does."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much may be asked at a time.
-
-    Args:
-        waiting: sequences that wait for their first step.
-        waiting_tokens: prompt tokens of these together.
-        output_tokens: of one sequence, where a client asks for more or says nothing.
-        backoff_s: before the engine is started for the second time in a row; doubles each time.
-    """
-
-    waiting: int = 512
-    waiting_tokens: int = 4_000_000
-    output_tokens: int = 16_384
-    backoff_s: float = 1.0
-
-    def __post_init__(self) -> None:
-        if min(self.waiting, self.waiting_tokens, self.output_tokens) < 1 or self.backoff_s < 0:
-            raise UsageError("limits of the queue and of outputs must be at least 1")
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """One sequence that a request asks for; `max_new` None for as many as there is room for."""
-
-    prompt: npt.NDArray[np.int32]
-    max_new: int | None
-    sampling: Sampling
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """What the server knows of a sequence. Times are seconds of the frontend's clock, nan where there are none yet."""
-
-    submit: Submit
-    group: Group
-    index: int
-    tenant: str
-    ttft_slo_s: float
-    tpot_slo_s: float
-    arrived_s: float
-    state: Literal["queued", "running", "ended"] = "queued"
-    scheduled_s: float = float("nan")
-    first_s: float = float("nan")
-    last_s: float = float("nan")
-    max_gap_s: float = 0.0
-    generated: int = 0
-    cached: int = 0
-    tries: int = 0  # engines that it was handed to
-
-    @property
-    def in_time(self) -> bool:
-        """Every bound that it had was met so far."""
-        return self.first_s - self.arrived_s <= self.ttft_slo_s and self.max_gap_s <= self.tpot_slo_s
-
-
-@dataclass(slots=True, eq=False)
-class Group:
-    """The sequences of one request, and the news of them: (index, output), or what ended them all."""
-
-    sequences: list[Sequence] = field(default_factory=list)
-    news: asyncio.Queue[tuple[int, Output] | DispatchGymError] = field(default_factory=asyncio.Queue)
 
 
 class Frontend:
@@ -442,7 +363,8 @@ class Frontend:
         if not self.is_up or self._host is None:
             raise SwitchError("the engine is not up")
         ticket = next(self._tickets)
-        waiter = self._switches[ticket] = self._loop.create_future()
+        waiter: asyncio.Future[Switched] = self._loop.create_future()
+        self._switches[ticket] = waiter
         self._host.send(Switch(ticket, scheduler))
         try:
             answer = await waiter

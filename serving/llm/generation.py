@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from dispatchgym.envs.api import DispatchGymError
-from dispatchgym.serving.llm.frontend import Frontend, Group
+from dispatchgym.serving.llm.frontend import Frontend
 from dispatchgym.serving.llm.messages import Output
+from dispatchgym.serving.llm.sequences import Group
 from dispatchgym.serving.llm.texts import Language, StopScan, TextStream
 
 

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from dispatchgym.serving.llm.messages import Step
 
 if TYPE_CHECKING:
-    from dispatchgym.serving.llm.frontend import Sequence
+    from dispatchgym.serving.llm.sequences import Sequence
 
 _LATENCY_S = (
     0.001,

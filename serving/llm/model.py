@@ -31,7 +31,7 @@ def build_engine(
 
         from dispatchgym.serving.executor.demo import write_demo
 
-        disable_progress_bar()
+        disable_progress_bar()  # type: ignore[no-untyped-call]
         write_demo(Path(folder))
     model = open_model(folder, device)
     spec = model.spec

@@ -139,7 +139,7 @@ class Recorder:
             for suffix, names, dtype in (("int", _INTS, np.int64), ("float", _FLOATS, np.float64)):
                 blocks = [np.stack([getattr(table, n) for n in names], axis=-1) for table in tables]
                 found[f"{kind}_{suffix}"] = np.concatenate(blocks).astype(dtype)
-        lists = {
+        lists: dict[str, list[npt.NDArray[Any]]] = {
             "grants": ([np.asarray(p.grants, np.int64).reshape(-1, 2) for p in self._plans]),
             "preempt": ([np.array([(r, _HOW[h]) for r, h in p.preempt], np.int64).reshape(-1, 2) for p in self._plans]),
             "drop": ([np.asarray(p.drop, np.int64).reshape(-1) for p in self._plans]),
@@ -163,7 +163,7 @@ class Recorder:
             path = self._folder / f"transitions-{self._number:08d}.npz"
             try:
                 with path.with_suffix(".part").open("wb") as file:
-                    np.savez(file, **arrays)
+                    np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub misses **arrays
                 os.replace(path.with_suffix(".part"), path)
                 self._make_room()
             except OSError:  # a full disk must not end the engine

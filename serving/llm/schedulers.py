@@ -112,12 +112,11 @@ def rehearse(loaded: Loaded, spec: EngineSpec) -> None:
     """
     rng = np.random.default_rng(0)
     longest = max(2, min(512, spec.kv_blocks * spec.config.block_tokens // 4, spec.config.max_len or 512))
-    prompts = rng.integers(1, longest // 2 + 1, REHEARSED)
-    outputs = rng.integers(1, longest // 2 + 1, REHEARSED)
+    prompts, outputs = rng.integers(1, longest // 2 + 1, (2, REHEARSED), np.int32)
     ptr = np.concatenate([[0], np.cumsum(prompts // spec.config.block_tokens)])
     work = Workload(
         arrival_s=np.cumsum(rng.exponential(0.02, REHEARSED)), prompt_tokens=prompts, output_tokens=outputs,
-        ttft_slo_s=np.full(REHEARSED, 1.0), tenant=np.arange(REHEARSED) % 3, hash_ptr=ptr,
+        ttft_slo_s=np.full(REHEARSED, 1.0), tenant=np.arange(REHEARSED, dtype=np.int32) % 3, hash_ptr=ptr,
         hashes=rng.integers(1, 2**62, int(ptr[-1])), hash_block=spec.config.block_tokens,
     )  # fmt: skip
     for policy in (loaded.policy, loaded.fallback):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from dispatchgym.serving.llm.frontend import Frontend, Sequence
+from dispatchgym.serving.llm.frontend import Frontend
+from dispatchgym.serving.llm.sequences import Sequence
 
 MOST_SHOWN = 60
 """Sequences listed one by one."""

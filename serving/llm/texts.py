@@ -37,7 +37,7 @@ class Language:
         from transformers import AutoTokenizer
 
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)  # type: ignore[no-untyped-call]
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         except (OSError, ValueError) as error:
             raise UsageError(f"{folder}: no tokenizer can be loaded: {str(error).splitlines()[0]}") from None
         self.vocabulary = len(self.tokenizer)

@@ -21,8 +21,9 @@ from dispatchgym.serving.llm.access import LlmGate, RateLimits
 from dispatchgym.serving.llm.admin import SchedulerAdmin
 from dispatchgym.serving.llm.asking import Asking
 from dispatchgym.serving.llm.engine_loop import Recipe
-from dispatchgym.serving.llm.frontend import Frontend, Limits
+from dispatchgym.serving.llm.frontend import Frontend
 from dispatchgym.serving.llm.metrics import LlmMetrics
+from dispatchgym.serving.llm.sequences import Limits
 from dispatchgym.serving.llm.server import build_app
 from dispatchgym.serving.llm.texts import Language
 from tests.serving.llm import engines

@@ -20,8 +20,9 @@ import pytest
 from dispatchgym.envs.api import DispatchGymError, UsageError
 from dispatchgym.serving.llm.command import ServeLlm, check
 from dispatchgym.serving.llm.engine_loop import Recipe
-from dispatchgym.serving.llm.frontend import Frontend, Limits
+from dispatchgym.serving.llm.frontend import Frontend
 from dispatchgym.serving.llm.metrics import LlmMetrics
+from dispatchgym.serving.llm.sequences import Limits
 from tests.serving.llm.live import eventually
 
 DEMO = ServeLlm(demo=True)

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from dispatchgym.serving.llm.access import LlmGate
-from dispatchgym.serving.llm.frontend import Limits
+from dispatchgym.serving.llm.sequences import Limits
 from tests.serving.llm.live import Live, eventually, letters, serving
 
 TOKEN = "an-administrators-token"

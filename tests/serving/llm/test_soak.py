@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 
-from dispatchgym.serving.llm.frontend import Group, Limits, Sequence
+from dispatchgym.serving.llm.sequences import Group, Limits, Sequence
 from tests.serving.llm.live import Live, eventually, letters, serving
 
 SCHEDULERS = ("vllm", "sarathi", "past-future", "laps", "vtc", "edf", "mlfq", "sglang", "flow-prefill", "andes")

@@ -17,8 +17,8 @@ import pytest
 from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan
 from dispatchgym.serving.llm import schedulers
 from dispatchgym.serving.llm.access import RateLimits
-from dispatchgym.serving.llm.frontend import Limits
 from dispatchgym.serving.llm.schedulers import Loaded
+from dispatchgym.serving.llm.sequences import Limits
 from dispatchgym.solvers.llm.vllm import Vllm
 from tests.serving.llm.live import Live, eventually, letters, serving
 

@@ -1,0 +1,98 @@
+"""What the server keeps of the requests that clients wait for, and the ways in which these end badly."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from dispatchgym.envs.api import DispatchGymError, UsageError
+from dispatchgym.serving.executor.sampling import Sampling
+from dispatchgym.serving.llm.messages import Output, Submit
+
+
+class BusyError(DispatchGymError):
+    """Too much is waiting already, or a tenant asks too often; come again after `retry_after_s`."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class UnavailableError(DispatchGymError):
+    """The server ends, or its engine is gone."""
+
+
+class EngineLostError(DispatchGymError):
+    """The engine went down while this request ran."""
+
+
+class SwitchError(DispatchGymError):
+    """The scheduler that was asked for does not decide; the one before does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much may be asked at a time.
+
+    Args:
+        waiting: sequences that wait for their first step.
+        waiting_tokens: prompt tokens of these together.
+        output_tokens: of one sequence, where a client asks for more or says nothing.
+        backoff_s: before the engine is started for the second time in a row; doubles each time.
+    """
+
+    waiting: int = 512
+    waiting_tokens: int = 4_000_000
+    output_tokens: int = 16_384
+    backoff_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.waiting, self.waiting_tokens, self.output_tokens) < 1 or self.backoff_s < 0:
+            raise UsageError("limits of the queue and of outputs must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One sequence that a request asks for; `max_new` None for as many as there is room for."""
+
+    prompt: npt.NDArray[np.int32]
+    max_new: int | None
+    sampling: Sampling
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """What the server knows of a sequence. Times are seconds of the frontend's clock, nan where there are none yet."""
+
+    submit: Submit
+    group: Group
+    index: int
+    tenant: str
+    ttft_slo_s: float
+    tpot_slo_s: float
+    arrived_s: float
+    state: Literal["queued", "running", "ended"] = "queued"
+    scheduled_s: float = float("nan")
+    first_s: float = float("nan")
+    last_s: float = float("nan")
+    max_gap_s: float = 0.0
+    generated: int = 0
+    cached: int = 0
+    tries: int = 0  # engines that it was handed to
+
+    @property
+    def in_time(self) -> bool:
+        """Every bound that it had was met so far."""
+        return self.first_s - self.arrived_s <= self.ttft_slo_s and self.max_gap_s <= self.tpot_slo_s
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """The sequences of one request, and the news of them: (index, output), or what ended them all."""
+
+    sequences: list[Sequence] = field(default_factory=list)
+    news: asyncio.Queue[tuple[int, Output] | DispatchGymError] = field(default_factory=asyncio.Queue)
