@@ -20,8 +20,8 @@ KUBERNETES ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dispatchgym/kubernetes-1.20
 E2E_ARGS ?=
 PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4
 
-.PHONY: help setup demo test test-vllm vllm-traces lint format types tests bench bench-peers e2e-kubernetes docs wheel-check \
-	constraints clean
+.PHONY: help setup demo test test-vllm vllm-traces lint format types tests bench bench-peers e2e-kubernetes soak-llm \
+	docs wheel-check constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -78,6 +78,9 @@ $(PEERS)/.ready: benchmarks/peers/requirements.txt
 e2e-kubernetes: setup ## run rules and a shipped bundle against a real control plane (builds Kubernetes 1.20 once)
 	@tests/e2e/kubernetes/build "$(KUBERNETES)"
 	@$(BIN)/python -m tests.e2e.kubernetes.run --binaries "$(KUBERNETES)/bin" $(E2E_ARGS)
+
+soak-llm: setup ## half an hour of traffic through the LLM server: memory flat, no block lost (DISPATCHGYM_SOAK_S)
+	@$(BIN)/pytest -s -m slow tests/serving/llm/test_soak.py
 
 docs: setup ## build the documentation into site/
 	@$(BIN)/mkdocs build --strict 2>&1 | sed '/^INFO/d'
