@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,13 +28,18 @@ class Decoder:
     Args:
         cache: (layers, 2, blocks, block_tokens, kv_heads, head_dim): keys and values.
         ops: what stands between the matrix products.
+        add_up: of a share of a model: adds up the shares' parts of a tensor, in place.
     """
 
-    def __init__(self, spec: ModelSpec, weights: Weights, cache: torch.Tensor, ops: Ops) -> None:
+    def __init__(
+        self, spec: ModelSpec, weights: Weights, cache: torch.Tensor, ops: Ops,
+        add_up: Callable[[torch.Tensor], object] | None = None,
+    ) -> None:  # fmt: skip
         self.spec = spec
         self.weights = weights
         self.cache = cache
         self.ops = ops
+        self._add_up = add_up
         angles = spec.angles(cache.device)
         self._ropes = [Rope(angles, layer.q_norm, layer.k_norm, spec.eps) for layer in weights.layers]
 
@@ -46,14 +52,19 @@ class Decoder:
         layer, ops, eps = self.weights.layers[index // 2], self.ops, self.spec.eps
         if index % 2:
             normed = ops.add_rms_norm(hidden.x, hidden.residual, layer.mlp_norm, eps)
-            hidden.x = F.linear(ops.silu_mul(F.linear(normed, *layer.gate_up)), *layer.down)
+            hidden.x = self._whole(F.linear(ops.silu_mul(F.linear(normed, *layer.gate_up)), *layer.down))
             return
         normed = ops.add_rms_norm(hidden.x, hidden.residual, layer.attention_norm, eps)
         if hidden.residual is None:
             hidden.residual = hidden.x
         k_cache, v_cache = self.cache[index // 2]
         q = ops.rope_store(F.linear(normed, *layer.qkv), self._ropes[index // 2], k_cache, v_cache, step)
-        hidden.x = F.linear(ops.attend(q, k_cache, v_cache, step), *layer.out)
+        hidden.x = self._whole(F.linear(ops.attend(q, k_cache, v_cache, step), *layer.out))
+
+    def _whole(self, x: torch.Tensor) -> torch.Tensor:
+        if self._add_up is not None:
+            self._add_up(x)
+        return x
 
     def finish(self, hidden: Hidden, step: StepInputs) -> torch.Tensor:
         """Logits of the picked tokens, (picks, vocabulary)."""

@@ -113,7 +113,7 @@ class TorchExecutor:
         self.max_len = min(max_len or model.spec.max_positions, model.spec.max_positions)
         self.cache = KVCache(model.spec, kv_blocks, block_tokens, host_blocks, model.device, model.dtype)
         self.slots = SlotTable(max_seqs, -(-self.max_len // block_tokens) + 1, kv_blocks, model.device)
-        self.decoder = Decoder(model.spec, model.weights, self.cache.tensor, ops or TorchOps())
+        self.decoder = Decoder(model.spec, model.weights, self.cache.tensor, ops or TorchOps(), model.add_up)
         self._late = model.device.type == "cuda" if late is None else late
         self._source = source
         self._keep = keep

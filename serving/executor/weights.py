@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dispatchgym.envs.api import InvalidInstanceError, UsageError
+from dispatchgym.serving.executor.shares import Share, Source
 from dispatchgym.serving.executor.spec import ModelSpec
 
 
@@ -57,19 +58,24 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A decoder with its weights, somewhere."""
+    """A decoder with its weights, somewhere.
+
+    `add_up`: of a share, which then has the sizes and weights of that: adds up the shares' parts of a tensor, in place.
+    """
 
     spec: ModelSpec
     weights: Weights
     device: torch.device
     dtype: torch.dtype
+    add_up: Callable[[torch.Tensor], object] | None = None
 
 
-Source = Callable[[str, tuple[int, ...]], torch.Tensor | None]
-"""Tensor of a name and shape, None where there is none."""
+WHOLE = Share(0, 1)
 
 
-def load_weights(folder: Path, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Weights:
+def load_weights(
+    folder: Path, spec: ModelSpec, device: torch.device, dtype: torch.dtype, share: Share = WHOLE
+) -> Weights:
     """Weights from the folder's safetensors files, shard by shard.
 
     Raises:
@@ -77,10 +83,12 @@ def load_weights(folder: Path, spec: ModelSpec, device: torch.device, dtype: tor
         InvalidInstanceError: a tensor is missing or of another shape than config.json says; a damaged file.
     """
     checkpoint = _Checkpoint(folder, device, dtype)
-    return _assemble(spec, checkpoint.tensor, f"model {folder}")
+    return _assemble(share.of_spec(spec), share.of_source(checkpoint.tensor), f"model {folder}")
 
 
-def random_weights(spec: ModelSpec, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Weights:
+def random_weights(
+    spec: ModelSpec, device: torch.device, dtype: torch.dtype, seed: int = 0, share: Share = WHOLE
+) -> Weights:
     """Normal weights of deviation 0.02, norms of 1, built on the device: for measuring, where any weights will do."""
     generator = torch.Generator(device).manual_seed(seed)
 
@@ -91,7 +99,7 @@ def random_weights(spec: ModelSpec, device: torch.device, dtype: torch.dtype, se
             return None
         return torch.empty(shape, dtype=dtype, device=device).normal_(0.0, 0.02, generator=generator)
 
-    return _assemble(spec, tensor, f"model {spec.name}")
+    return _assemble(share.of_spec(spec), share.of_source(tensor), f"model {spec.name}")
 
 
 def _assemble(spec: ModelSpec, source: Source, model: str) -> Weights:
