@@ -105,7 +105,7 @@ class EngineLoop:
         none = np.zeros(0, np.int32)
         empty = Workload(np.zeros(0), none, none, hash_block=parts.config.block_tokens)
         state = fresh_state(empty, parts.config, parts.profile, 0, steps=False, tokens=False)
-        spec = EngineSpec(parts.config, parts.profile, int(state.eng["kv_blocks"][0]))
+        spec = EngineSpec(parts.config, parts.profile, int(state.eng["kv_blocks"][0]), slo_kind="mean")
         first = load_scheduler(recipe.scheduler)
         rehearse(first, spec)
         self.engine = Engine(state, first.policy, spec, executor=parts.executor, clock=clock)

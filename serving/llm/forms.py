@@ -33,7 +33,7 @@ class SchedulingFields(_Form):
 
     priority: Annotated[int, Field(ge=-1000, le=1000)] | None = Field(None, description="smaller goes first")
     ttft_slo_ms: _Milliseconds | None = Field(None, description="bound on the time to the first token")
-    tpot_slo_ms: _Milliseconds | None = Field(None, description="bound on the time between two tokens")
+    tpot_slo_ms: _Milliseconds | None = Field(None, description="bound on the mean time per token after it")
     tenant: _Name | None = Field(None, description="for fairness; a key's own tenant where keys are demanded")
     session_id: _Name | None = Field(None, description="turns of a conversation share it")
     program_id: _Name | None = Field(None, description="calls of an agent program share it")

@@ -306,7 +306,6 @@ class Frontend:
                 continue  # cancelled meanwhile
             if output.tokens:
                 if sequence.generated:
-                    sequence.max_gap_s = max(sequence.max_gap_s, now - sequence.last_s)
                     self.metrics.gap.observe(now - sequence.last_s)
                 else:
                     sequence.first_s = now

@@ -158,7 +158,7 @@ class LlmMetrics:
         self._ttft.observe(sequence.first_s - sequence.arrived_s)
         self._e2e.observe(now_s - sequence.arrived_s)
         if sequence.generated > 1:
-            self._tpot.observe((sequence.last_s - sequence.first_s) / (sequence.generated - 1))
+            self._tpot.observe(sequence.tpot_s)
 
     def text(self) -> bytes:
         """The exposition format."""

@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
 
+from dispatchgym.serving.executor.sampling import Sampling
+from dispatchgym.serving.llm.messages import Submit
+from dispatchgym.serving.llm.sequences import Group, Sequence
 from tests.serving.llm.live import Live, eventually, letters, serving
 
 
@@ -276,3 +280,16 @@ def test_probes(http: httpx.Client) -> None:
     form = document["components"]["schemas"]["CompletionRequest"]["properties"]
     assert {"prompt", "ttft_slo_ms", "priority"} <= set(form)
     assert json.dumps(document)
+
+
+def test_bounds_are_met_by_the_first_tokens_time_and_the_mean_of_those_after_it() -> None:
+    submit = Submit(1, np.zeros(3, np.int32), 5, Sampling(5), np.zeros(0, np.int64), {})
+    one = Sequence(submit, Group(), 0, "t", ttft_slo_s=1.0, tpot_slo_s=0.5, arrived_s=10.0)
+    one.first_s, one.last_s, one.generated = 11.0, 13.0, 5  # four gaps in two seconds
+    assert (one.tpot_s, one.in_time) == (0.5, True)
+    one.last_s = 13.1
+    assert not one.in_time
+    one.generated = 1
+    assert one.in_time
+    one.first_s = 11.1
+    assert not one.in_time
