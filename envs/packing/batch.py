@@ -12,6 +12,8 @@ import numpy.typing as npt
 from dispatchgym.envs.api import GraphBatch, GraphSpec, InvalidActionError, UsageError
 from dispatchgym.envs.packing import graph as graphs
 from dispatchgym.envs.packing import kernel
+from dispatchgym.envs.packing.graph_rows import GraphArrays
+from dispatchgym.envs.packing.graph_specs import SPECS
 from dispatchgym.envs.packing.instance import WHOLE_GPU, PackingInstance
 from dispatchgym.envs.packing.log import Log
 from dispatchgym.envs.packing.state import (
@@ -143,11 +145,11 @@ class PackingBatch:
     ) -> None:
         if num_envs < 1 or envs_per_instance < 1 or num_envs % envs_per_instance:
             raise UsageError(f"{num_envs} environments cannot share instances in groups of {envs_per_instance}")
-        if graph not in graphs.SPECS:
-            raise UsageError(f"graph is {graph!r}; it must be one of {', '.join(graphs.SPECS)}")
+        if graph not in SPECS:
+            raise UsageError(f"graph is {graph!r}; it must be one of {', '.join(SPECS)}")
         self.num_envs = num_envs
         self.capacity = capacity
-        self.spec: GraphSpec = graphs.SPECS[graph]
+        self.spec: GraphSpec = SPECS[graph]
         self.config = config or PackingConfig()
         self.mode = self.config.mode
         self.instances: list[PackingInstance | None] = [None] * (num_envs // envs_per_instance)
@@ -272,10 +274,10 @@ class PackingBatch:
         link: dict[str, npt.NDArray[np.int32]],
         candidate: npt.NDArray[np.int32],
         action: npt.NDArray[np.int32],
-    ) -> graphs.GraphArrays:
+    ) -> GraphArrays:
         """The named arrays in the order the kernels want them."""
         choice, item, node, kind, cluster = (x[n.name] for n in self.spec.nodes)
-        return graphs.GraphArrays(
+        return GraphArrays(
             choice=choice,
             item=item,
             node=node,

@@ -11,13 +11,13 @@ import numpy as np
 
 from dispatchgym.envs.api import Feature, GraphSpec, NodeType
 from dispatchgym.envs.compiled import compiled, inlined
+from dispatchgym.envs.packing import columns
 from dispatchgym.envs.packing.choices import Choices
+from dispatchgym.envs.packing.columns import FLAG, SHARE
+from dispatchgym.envs.packing.fitting import fragments
 from dispatchgym.envs.packing.instance import WHOLE_GPU
-from dispatchgym.envs.packing.kernel import fragments
 from dispatchgym.envs.packing.state import Cluster, Problem
 
-_SHARE = "share"
-_FLAG = "0 or 1"
 _EIGHT = "GPUs of 8"
 _NEED = "GPUs"
 
@@ -32,44 +32,44 @@ SPEC = GraphSpec(
                 Feature("gathered", "GPUs", -32, 32, "fall of the node's expected fragments (FGD)"),
                 Feature("slot_after", "GPUs", 0, 1, "free on the last GPU that it takes, afterwards"),
                 Feature("slot_square", "GPUs squared", 0, 1, "the square of it"),
-                Feature("filled", _FLAG, 0, 1, "a shared GPU is full afterwards"),
+                Feature("filled", FLAG, 0, 1, "a shared GPU is full afterwards"),
                 Feature("idle_taken", "GPUs", 0, 32, "idle GPUs that it takes"),
-                Feature("opened", _FLAG, 0, 1, "all GPUs of the node were idle"),
+                Feature("opened", FLAG, 0, 1, "all GPUs of the node were idle"),
                 Feature("gpus", _EIGHT, 0, 4, "GPUs of the node"),
                 Feature("gpu_after", _EIGHT, 0, 4, "GPUs free on the node afterwards"),
                 Feature("cpu_after", "128 cores", 0, 1e3, "CPU free on the node afterwards"),
-                Feature("memory_after", _SHARE, 0, 1, "memory free on the node afterwards"),
-                Feature("left_over", _SHARE, 0, 1e3, "mean of GPUs of 8 and CPU of 128 cores free afterwards"),
+                Feature("memory_after", SHARE, 0, 1, "memory free on the node afterwards"),
+                Feature("left_over", SHARE, 0, 1e3, "mean of GPUs of 8 and CPU of 128 cores free afterwards"),
                 Feature("short", _NEED, 0, 32, "free GPUs for which the node lacks the usual CPU, afterwards"),
                 Feature("short_fall", _NEED, -32, 32, "fall of that"),
                 Feature("spare", _NEED, 0, 1e3, "free CPU for which the node lacks free GPUs, in the usual CPU of one"),
                 Feature("spare_fall", _NEED, -1e3, 1e3, "fall of that"),
-                Feature("mismatch", _SHARE, 0, 1, "CPU more or less than what is usual for the free GPUs, cut at 100"),
-                Feature("lost", _SHARE, 0, 1, "expected fragments, of what is free on the node afterwards"),
-                Feature("starved", _FLAG, 0, 1, "GPUs are free afterwards, and less than 3 cores"),
-                Feature("no_memory", _SHARE, 0, 1, "memory below a tenth afterwards"),
+                Feature("mismatch", SHARE, 0, 1, "CPU more or less than what is usual for the free GPUs, cut at 100"),
+                Feature("lost", SHARE, 0, 1, "expected fragments, of what is free on the node afterwards"),
+                Feature("starved", FLAG, 0, 1, "GPUs are free afterwards, and less than 3 cores"),
+                Feature("no_memory", SHARE, 0, 1, "memory below a tenth afterwards"),
                 Feature("sought", "ratio", 0, 1e3, "typical pods bound to this GPU model, over its share of the GPUs"),
-                Feature("merit", "points", -1e6, 1e6, "what the rule that ranks the choices thinks of it"),
+                columns.MERIT,
             ),
         ),
         NodeType(
             "cluster",
             (
-                Feature("log_choices", "log(1 + choices)", 0, 25, "choices of the list"),
-                Feature("cpu_free", _SHARE, 0, 1, "CPU free in the cluster"),
-                Feature("gpu_free", _SHARE, 0, 1, "GPUs free in the cluster"),
-                Feature("fragments", _SHARE, 0, 1, "expected fragments, of the cluster's GPUs"),
-                Feature("asked", _SHARE, 0, 1e3, "GPUs that the pods so far asked for, of the cluster's"),
+                columns.LOG_CHOICES,
+                columns.CLUSTER_CPU_FREE,
+                columns.CLUSTER_GPU_FREE,
+                columns.CLUSTER_FRAGMENTS,
+                columns.ASKED,
                 Feature("cpu", "16 cores", 0, 1e3, "CPU that the pod at hand asks for"),
                 Feature("whole", _EIGHT, 0, 4, "whole GPUs that it asks for"),
                 Feature("part", "GPUs", 0, 1, "share of a GPU that it asks for"),
-                Feature("no_gpu", _FLAG, 0, 1, "it asks for none"),
+                Feature("no_gpu", FLAG, 0, 1, "it asks for none"),
                 Feature("usual_cpu", "16 cores", 0, 1e3, "CPU a GPU of the typical pods"),
-                Feature("usual_part", _SHARE, 0, 1, "of the typical pods, those that ask for a share of a GPU"),
-                Feature("usual_several", _SHARE, 0, 1, "of the typical pods, those that ask for several GPUs"),
-                Feature("usual_none", _SHARE, 0, 1, "of the typical pods, those that ask for none"),
-                Feature("usual_bound", _SHARE, 0, 1, "of the typical pods, those that are bound to GPU models"),
-                Feature("log_nodes", "log(1 + nodes)", 0, 25, "machines of the cluster"),
+                Feature("usual_part", SHARE, 0, 1, "of the typical pods, those that ask for a share of a GPU"),
+                Feature("usual_several", SHARE, 0, 1, "of the typical pods, those that ask for several GPUs"),
+                Feature("usual_none", SHARE, 0, 1, "of the typical pods, those that ask for none"),
+                Feature("usual_bound", SHARE, 0, 1, "of the typical pods, those that are bound to GPU models"),
+                columns.LOG_NODES,
             ),
         ),
     ),

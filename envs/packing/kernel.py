@@ -1,4 +1,4 @@
-"""The dynamics of a cluster: filters, bind, evict, move, depart, wait.
+"""The dynamics of a cluster: bind, evict, move, depart, wait.
 
 One compiled core serves the single environment, the batch and the rules' rollouts. Every function works on
 environment `i` of a batch. An action is a number below `Capacity.actions`:
@@ -11,14 +11,13 @@ environment `i` of a batch. An action is a number below `Capacity.actions`:
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from dispatchgym.envs.compiled import compiled, inlined
+from dispatchgym.envs.packing.fitting import best_slot, fits, lowest, slots_from
+from dispatchgym.envs.packing.holding import hold, refragment, release
 from dispatchgym.envs.packing.instance import FOREVER, WHOLE_GPU
 from dispatchgym.envs.packing.state import (
-    ASIDE,
     BIND,
     DEPART,
     EVICT,
@@ -27,21 +26,17 @@ from dispatchgym.envs.packing.state import (
     GONE,
     I64,
     MOVE,
-    QUEUED,
     RUNNING,
     U8,
     Cluster,
     Mode,
     Problem,
 )
+from dispatchgym.envs.packing.victims import choose_victims
+from dispatchgym.envs.packing.waiting import drop_from_queue, first_in_queue, push, recall, set_aside
 
 _WHOLE = WHOLE_GPU
 _FOREVER = FOREVER
-_ADD: Any = np.int64(1)  # typed: with plain numbers numba would compile `change` once for each
-_TAKE: Any = np.int64(-1)
-
-
-# --- entry points ---
 
 
 @compiled
@@ -155,159 +150,6 @@ def step(problem: Problem, cluster: Cluster, mode: Mode, i: int, action: int) ->
     return float(reward)
 
 
-# --- what fits ---
-
-
-@inlined
-def fits(problem: Problem, cluster: Cluster, i: int, p: int, n: int) -> bool:
-    """Node n passes every filter for pod p as things stand."""
-    k = cluster.env[i].slot
-    w = problem.pod[k, p].workload
-    if problem.allowed[k, w, n] == 0 or cluster.node[i, n].room < 1:
-        return False
-    for r in range(problem.request.shape[2]):
-        if problem.request[k, p, r] > cluster.free[i, n, r]:
-            return False
-    need, milli = problem.pod[k, p].gpus, problem.pod[k, p].milli
-    if need > 0:
-        for g in range(problem.node[k, n].gpus):
-            need -= cluster.gpu_free[i, n, g] >= milli
-        if need > 0:
-            return False
-    for t in range(problem.size[k].num_anti):
-        d = problem.anti_domain[k, t, n]
-        if d >= 0 and (
-            (problem.anti_owner[k, t, w] == 1 and cluster.domain[i, t, d].anti_match > 0)
-            or (problem.anti_match[k, t, w] == 1 and cluster.domain[i, t, d].anti_owner > 0)
-        ):
-            return False
-    for t in range(problem.size[k].num_spread):
-        if problem.spread[k, t].owner != w:
-            continue
-        d = problem.spread_domain[k, t, n]
-        if d < 0:
-            return False
-        least = cluster.domain[i, t, 0].spread
-        for other in range(1, problem.spread[k, t].domains):
-            least = min(least, cluster.domain[i, t, other].spread)
-        if cluster.domain[i, t, d].spread + problem.spread_match[k, t, w] - least > problem.spread[k, t].skew:
-            return False
-    return True
-
-
-@compiled
-def fits_now(problem: Problem, cluster: Cluster, i: int, p: int, n: int) -> bool:
-    """`fits`, compiled once: for callers that ask about few nodes."""
-    return fits(problem, cluster, i, p, n)
-
-
-@compiled
-def best_slot(problem: Problem, cluster: Cluster, i: int, p: int, n: int) -> int:
-    """The slot of a binding that leaves the choice to us: the fullest GPU that has the share, the first idle one."""
-    k = cluster.env[i].slot
-    milli = problem.pod[k, p].milli
-    best, least = 0, _FOREVER
-    if problem.pod[k, p].gpus > 0:
-        for g in range(problem.node[k, n].gpus):
-            free = cluster.gpu_free[i, n, g]
-            if free >= milli and free < least:
-                best, least = g, free
-    return int(best)
-
-
-@compiled
-def fragments(problem: Problem, k: int, n: int, cpu: int, free: I64) -> float:
-    """Expected fragments of node n with `cpu` milli-CPU and GPUs `free`, in GPU thousandths (FGD's F_n).
-
-    Source: Weng et al., USENIX ATC 2023. For a typical pod that cannot run on the node, all that is free; for one
-    that can, what is free on GPUs too full for it. A pod without GPUs makes a fragment of all.
-    """
-    gpus = problem.node[k, n].gpus
-    total = 0
-    for g in range(gpus):
-        total += free[g]
-    if total == 0:
-        return 0.0
-    result = 0.0
-    for m in range(problem.size[k].num_typical):
-        milli, need, models = problem.typical[k, m].milli, problem.typical[k, m].gpus, problem.typical[k, m].models
-        lost = 0
-        fit = 0
-        for g in range(gpus):
-            if free[g] < milli:
-                lost += free[g]
-            else:
-                fit += 1
-        model_ok = models == 0 or (models >> np.uint64(max(problem.node[k, n].model, 0))) & np.uint64(1) == 1
-        if need == 0 or fit < need or cpu < problem.typical[k, m].cpu or not model_ok:
-            lost = total
-        result += problem.typical[k, m].share * lost
-    return float(result)
-
-
-# --- the queue and time ---
-
-
-@inlined
-def push(cluster: Cluster, i: int, p: int) -> None:
-    """Put pod p into the queue, behind those of its priority."""
-    cluster.pod[i, p].status = QUEUED
-    cluster.pod[i, p].stamp = cluster.env[i].ticks
-    cluster.env[i].ticks += 1
-    cluster.queue[i, cluster.env[i].queued] = p
-    cluster.env[i].queued += 1
-
-
-@inlined
-def drop_from_queue(cluster: Cluster, i: int, p: int) -> None:
-    last = cluster.env[i].queued - 1
-    for at in range(last + 1):
-        if cluster.queue[i, at] == p:
-            cluster.queue[i, at] = cluster.queue[i, last]
-            cluster.env[i].queued = last
-            return
-
-
-@inlined
-def set_aside(cluster: Cluster, i: int, p: int, declined: int) -> None:
-    drop_from_queue(cluster, i, p)
-    cluster.pod[i, p].declined = declined
-    cluster.pod[i, p].status = ASIDE
-    cluster.env[i].aside += 1
-
-
-@compiled
-def recall(problem: Problem, cluster: Cluster, mode: Mode, i: int, n: int) -> None:
-    """Put pods set aside back into the queue if what has just left node n may make room for them.
-
-    Where pods can be evicted or moved, or rules look beyond the node, that is any of them; and so it is of a pod
-    that had a choice and was told to wait.
-    """
-    if cluster.env[i].aside == 0:
-        return
-    k = cluster.env[i].slot
-    every = mode.evict or mode.moves > 0 or problem.size[k].num_anti > 0 or problem.size[k].num_spread > 0
-    for p in range(cluster.env[i].next_pod):
-        if cluster.pod[i, p].status != ASIDE:
-            continue
-        if every or cluster.pod[i, p].declined == 1 or fits_now(problem, cluster, i, p, n):
-            cluster.env[i].aside -= 1
-            push(cluster, i, p)
-
-
-@compiled
-def first_in_queue(problem: Problem, cluster: Cluster, i: int) -> int:
-    """The queued pod of the highest priority, the longest queued among equals."""
-    k = cluster.env[i].slot
-    best = cluster.queue[i, 0]
-    for at in range(1, cluster.env[i].queued):
-        p = cluster.queue[i, at]
-        ahead = problem.pod[k, p].priority - problem.pod[k, best].priority
-        if ahead > 0 or (ahead == 0 and cluster.pod[i, p].stamp < cluster.pod[i, best].stamp):
-            best = p
-    return int(best)
-
-
 @compiled
 def next_decision(problem: Problem, cluster: Cluster, mode: Mode, i: int) -> None:
     """Bring the next pod to hand that has a choice, letting time pass as needed; or end the episode."""
@@ -363,9 +205,6 @@ def pass_time(problem: Problem, cluster: Cluster, mode: Mode, i: int) -> bool:
     return True
 
 
-# --- moves ---
-
-
 @inlined
 def write(cluster: Cluster, i: int, kind: int, p: int, n: int, slots: int, cause: int) -> None:
     """Add a row to the log."""
@@ -377,101 +216,6 @@ def write(cluster: Cluster, i: int, kind: int, p: int, n: int, slots: int, cause
     row[4] = slots
     row[5] = cause
     cluster.env[i].logged += 1
-
-
-@inlined
-def lowest(slots: int) -> int:
-    """Number of the lowest bit that is set; 0 for none."""
-    g = 0
-    while slots != 0 and (slots >> g) & 1 == 0:
-        g += 1
-    return g
-
-
-@inlined
-def slots_from(problem: Problem, cluster: Cluster, i: int, p: int, n: int, g: int) -> int:
-    """Bit set of the GPUs that pod p gets on node n: slot g, or the first whole ones from g on."""
-    k = cluster.env[i].slot
-    need = problem.pod[k, p].gpus
-    milli = problem.pod[k, p].milli
-    slots = 0
-    while need > 0:
-        if cluster.gpu_free[i, n, g] >= milli:
-            slots |= 1 << g
-            need -= 1
-        g += 1
-    return slots
-
-
-@compiled
-def hold(problem: Problem, cluster: Cluster, mode: Mode, i: int, p: int, n: int, slots: int) -> None:
-    """Take what pod p needs from node n and these GPUs; the pod runs."""
-    change(problem, cluster, i, p, n, slots, _ADD)
-    if mode.fragments:
-        refragment(problem, cluster, i, n)
-    cluster.pod[i, p].status = RUNNING
-    cluster.pod[i, p].host = n
-    cluster.pod[i, p].slots = slots
-    first = cluster.node[i, n].head
-    cluster.pod[i, p].after = first
-    cluster.pod[i, p].before = -1
-    if first >= 0:
-        cluster.pod[i, first].before = p
-    cluster.node[i, n].head = p
-
-
-@compiled
-def release(problem: Problem, cluster: Cluster, mode: Mode, i: int, p: int) -> None:
-    """Give back what pod p holds; the caller sets its status."""
-    n = cluster.pod[i, p].host
-    change(problem, cluster, i, p, n, cluster.pod[i, p].slots, _TAKE)
-    if mode.fragments:
-        refragment(problem, cluster, i, n)
-    ahead, behind = cluster.pod[i, p].before, cluster.pod[i, p].after
-    if ahead >= 0:
-        cluster.pod[i, ahead].after = behind
-    else:
-        cluster.node[i, n].head = behind
-    if behind >= 0:
-        cluster.pod[i, behind].before = ahead
-    cluster.pod[i, p].host = -1
-    cluster.pod[i, p].slots = 0
-
-
-@compiled
-def refragment(problem: Problem, cluster: Cluster, i: int, n: int) -> None:
-    """Bring the fragmentation of node n up to date."""
-    for g in range(cluster.gpu_free.shape[2]):
-        cluster.trial[g] = cluster.gpu_free[i, n, g]
-    before = cluster.node[i, n].frag
-    cluster.node[i, n].frag = fragments(problem, cluster.env[i].slot, n, cluster.free[i, n, 0], cluster.trial)
-    cluster.env[i].frag_sum += cluster.node[i, n].frag - before
-
-
-@compiled
-def change(problem: Problem, cluster: Cluster, i: int, p: int, n: int, slots: int, sign: int) -> None:
-    """Add (1) or take away (-1) pod p in every count of node n."""
-    k = cluster.env[i].slot
-    w = problem.pod[k, p].workload
-    for r in range(problem.request.shape[2]):
-        cluster.free[i, n, r] -= sign * problem.request[k, p, r]
-    cluster.node[i, n].room -= sign
-    cluster.env[i].running += sign
-    if slots != 0:
-        milli = problem.pod[k, p].milli
-        for g in range(problem.node[k, n].gpus):
-            if (slots >> g) & 1 == 1:
-                cluster.gpu_free[i, n, g] -= sign * milli
-        cluster.env[i].gpu_used += sign * milli * problem.pod[k, p].gpus
-    for t in range(problem.size[k].num_anti):
-        d = problem.anti_domain[k, t, n]
-        if d >= 0:
-            cluster.domain[i, t, d].anti_match += sign * problem.anti_match[k, t, w]
-            cluster.domain[i, t, d].anti_owner += sign * problem.anti_owner[k, t, w]
-    for t in range(problem.size[k].num_spread):
-        d = problem.spread_domain[k, t, n]
-        if d >= 0:
-            cluster.domain[i, t, d].spread += sign * problem.spread_match[k, t, w]
 
 
 @compiled
@@ -523,63 +267,6 @@ def put_down(problem: Problem, cluster: Cluster, mode: Mode, i: int, p: int, n: 
         cluster.env[i].moved += 1
         write(cluster, i, MOVE, p, n, slots, old)
         recall(problem, cluster, mode, i, old)
-
-
-@compiled
-def choose_victims(problem: Problem, cluster: Cluster, i: int, p: int, n: int) -> int:
-    """Write the pods to evict from node n for pod p into `victims`; returns how many, 0 if it cannot be.
-
-    As kube-scheduler's DefaultPreemption: take away all pods of lower priority; if p fits then, put them back
-    from the highest priority on (the longest running first), keeping each with which p still fits.
-    Nothing has changed afterwards.
-    """
-    k = cluster.env[i].slot
-    count = 0
-    q = cluster.node[i, n].head
-    while q >= 0:
-        behind = cluster.pod[i, q].after
-        if problem.pod[k, q].priority < problem.pod[k, p].priority:
-            cluster.victims[0, count] = q
-            cluster.victims[1, count] = cluster.pod[i, q].slots
-            count += 1
-        q = behind
-    if count == 0:
-        return 0
-    for v in range(1, count):  # the order in which they are put back
-        q, slots = cluster.victims[0, v], cluster.victims[1, v]
-        at = v
-        while at > 0 and goes_back_before(problem, cluster, i, q, cluster.victims[0, at - 1]):
-            cluster.victims[0, at] = cluster.victims[0, at - 1]
-            cluster.victims[1, at] = cluster.victims[1, at - 1]
-            at -= 1
-        cluster.victims[0, at] = q
-        cluster.victims[1, at] = slots
-    for v in range(count):
-        change(problem, cluster, i, cluster.victims[0, v], n, cluster.victims[1, v], _TAKE)
-    possible = fits_now(problem, cluster, i, p, n)
-    chosen = 0
-    for v in range(count):
-        q, slots = cluster.victims[0, v], cluster.victims[1, v]
-        change(problem, cluster, i, q, n, slots, _ADD)
-        if possible and not fits_now(problem, cluster, i, p, n):
-            change(problem, cluster, i, q, n, slots, _TAKE)
-            cluster.victims[0, chosen] = q
-            cluster.victims[1, chosen] = slots
-            chosen += 1
-    for v in range(chosen):
-        change(problem, cluster, i, cluster.victims[0, v], n, cluster.victims[1, v], _ADD)
-    return chosen if possible else 0
-
-
-@inlined
-def goes_back_before(problem: Problem, cluster: Cluster, i: int, p: int, q: int) -> bool:
-    """Pod p is more important than q: higher priority, then bound earlier, then the lower number."""
-    k = cluster.env[i].slot
-    ahead = problem.pod[k, p].priority - problem.pod[k, q].priority
-    if ahead != 0:
-        return bool(ahead > 0)
-    earlier = cluster.pod[i, q].bound_at - cluster.pod[i, p].bound_at
-    return bool(earlier > 0 or (earlier == 0 and p < q))
 
 
 @compiled

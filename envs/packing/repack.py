@@ -13,13 +13,12 @@ import numpy as np
 
 from dispatchgym.envs.api import Feature, GraphSpec, NodeType
 from dispatchgym.envs.compiled import compiled, inlined
-from dispatchgym.envs.packing import chains
+from dispatchgym.envs.packing import chains, columns
 from dispatchgym.envs.packing.choices import Choices
-from dispatchgym.envs.packing.kernel import choose_victims, first_in_queue
+from dispatchgym.envs.packing.columns import FLAG, SHARE
 from dispatchgym.envs.packing.state import Cluster, Problem
-
-_SHARE = "share"
-_FLAG = "0 or 1"
+from dispatchgym.envs.packing.victims import choose_victims
+from dispatchgym.envs.packing.waiting import first_in_queue
 
 SPEC = GraphSpec(
     family="packing",
@@ -29,43 +28,43 @@ SPEC = GraphSpec(
         NodeType(
             "choice",
             (
-                Feature("bind", _FLAG, 0, 1, "binds the pod at hand"),
-                Feature("pick_up", _FLAG, 0, 1, "picks up a running pod, to make room for the pod at hand"),
-                Feature("evict", _FLAG, 0, 1, "evicts pods of lower priority and binds the pod at hand"),
+                columns.BIND,
+                Feature("pick_up", FLAG, 0, 1, "picks up a running pod, to make room for the pod at hand"),
+                columns.EVICT,
                 Feature("depth", "moves", 0, 3, "moves until the pod that waits fits, this one included; 0 if none"),
-                Feature("cpu_after", _SHARE, -1e3, 1, "CPU free on the node afterwards, with the pod at hand on it"),
-                Feature("memory_after", _SHARE, -1e3, 1, "memory free there"),
-                Feature("uneven_after", _SHARE, 0, 1e3, "difference of the two"),
-                Feature("lean_after", _SHARE, -1e3, 1e3, "CPU minus memory free afterwards"),
-                Feature("goal_cpu", _SHARE, 0, 1, "CPU left on a node that the picked up pod can go to"),
-                Feature("goal_memory", _SHARE, 0, 1, "memory left there"),
+                Feature("cpu_after", SHARE, -1e3, 1, "CPU free on the node afterwards, with the pod at hand on it"),
+                Feature("memory_after", SHARE, -1e3, 1, "memory free there"),
+                columns.UNEVEN_AFTER,
+                Feature("lean_after", SHARE, -1e3, 1e3, "CPU minus memory free afterwards"),
+                Feature("goal_cpu", SHARE, 0, 1, "CPU left on a node that the picked up pod can go to"),
+                Feature("goal_memory", SHARE, 0, 1, "memory left there"),
                 Feature("alternatives", "log(1 + nodes)", 0, 25, "nodes that the picked up pod can go to"),
-                Feature("victims", "pods", 0, 1e6, "pods that it evicts"),
-                Feature("victim_tier", _SHARE, 0, 1, "highest tier among them, of all tiers"),
-                Feature("victim_cpu", _SHARE, 0, 1, "CPU that they hold"),
-                Feature("victim_memory", _SHARE, 0, 1, "memory that they hold"),
-                Feature("pod_cpu", _SHARE, 0, 1e3, "CPU that the pod asks for"),
-                Feature("pod_memory", _SHARE, 0, 1e3, "memory that the pod asks for"),
-                Feature("fit_after", _SHARE, 0, 1, "pods so far whose like would fit on the node afterwards"),
-                Feature("fit_lost", _SHARE, -1, 1, "pods so far whose like would fit before and not afterwards"),
-                Feature("merit", "points", -1e6, 1e6, "what the rule that ranks the choices thinks of it"),
+                columns.VICTIMS,
+                Feature("victim_tier", SHARE, 0, 1, "highest tier among them, of all tiers"),
+                Feature("victim_cpu", SHARE, 0, 1, "CPU that they hold"),
+                Feature("victim_memory", SHARE, 0, 1, "memory that they hold"),
+                columns.POD_CPU,
+                columns.POD_MEMORY,
+                Feature("fit_after", SHARE, 0, 1, "pods so far whose like would fit on the node afterwards"),
+                Feature("fit_lost", SHARE, -1, 1, "pods so far whose like would fit before and not afterwards"),
+                columns.MERIT,
             ),
         ),
         NodeType(
             "cluster",
             (
-                Feature("log_choices", "log(1 + choices)", 0, 25, "choices of the list"),
-                Feature("cpu_free", _SHARE, 0, 1, "CPU free in the cluster"),
-                Feature("memory_free", _SHARE, 0, 1, "memory free in the cluster"),
-                Feature("cpu_spread", _SHARE, 0, 1, "standard deviation of the nodes' free CPU"),
-                Feature("memory_spread", _SHARE, 0, 1, "standard deviation of the nodes' free memory"),
-                Feature("pending", "pods per node", 0, 1e6, "pods that have arrived and do not run"),
-                Feature("running", "pods per node", 0, 1e6, "pods that run"),
-                Feature("cpu", "mean nodes", 0, 1e3, "CPU that the pod at hand asks for"),
-                Feature("memory", "mean nodes", 0, 1e3, "memory that it asks for"),
-                Feature("tier", _SHARE, 0, 1, "rank of its priority, of all tiers; 1 where there is one"),
-                Feature("lifted", _FLAG, 0, 1, "it has been picked up and must be put down"),
-                Feature("log_nodes", "log(1 + nodes)", 0, 25, "machines of the cluster"),
+                columns.LOG_CHOICES,
+                columns.CLUSTER_CPU_FREE,
+                columns.CLUSTER_MEMORY_FREE,
+                Feature("cpu_spread", SHARE, 0, 1, "standard deviation of the nodes' free CPU"),
+                Feature("memory_spread", SHARE, 0, 1, "standard deviation of the nodes' free memory"),
+                columns.PENDING,
+                columns.RUNNING,
+                columns.HAND_CPU,
+                columns.HAND_MEMORY,
+                Feature("tier", SHARE, 0, 1, "rank of its priority, of all tiers; 1 where there is one"),
+                columns.LIFTED,
+                columns.LOG_NODES,
             ),
         ),
     ),

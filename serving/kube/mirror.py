@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from dispatchgym.envs.packing import kernel
+from dispatchgym.envs.packing import holding
 from dispatchgym.envs.packing.batch import GraphName, PackingBatch, PackingConfig
 from dispatchgym.envs.packing.instance import FOREVER, Nodes, PackingInstance, Pods, Workload
 from dispatchgym.envs.packing.state import ASIDE, GONE, QUEUED, Capacity
@@ -59,7 +59,7 @@ class Mirror:
             row = self._put(pod, QUEUED)
             self._visitor = pod.uid
         elif pod.uid in self._hosts:  # it runs, or is expected to: what if it had yet to be placed?
-            kernel.release(self.batch.problem, self.batch.cluster, self.batch.mode, 0, row)
+            holding.release(self.batch.problem, self.batch.cluster, self.batch.mode, 0, row)
             self._lifted = pod.uid
         batch = self.batch
         nodes = [self._node_rows[name] for name in names if name in self._node_rows]
@@ -120,7 +120,7 @@ class Mirror:
         assert self.batch is not None
         node = self._node_rows[what.node]
         slots = sum(1 << slot for slot in what.slots)
-        kernel.hold(self.batch.problem, self.batch.cluster, self.batch.mode, 0, row, node, slots)
+        holding.hold(self.batch.problem, self.batch.cluster, self.batch.mode, 0, row, node, slots)
         self.batch.cluster.pod["bound_at"][0, row] = int(self.state.clock() - self._began)
         self._hosts[what.pod.uid] = what
 
@@ -160,7 +160,7 @@ class Mirror:
         if row is None or self.batch is None:
             return
         if self._hosts.pop(uid, None) is not None:
-            kernel.release(self.batch.problem, self.batch.cluster, self.batch.mode, 0, row)
+            holding.release(self.batch.problem, self.batch.cluster, self.batch.mode, 0, row)
         self.batch.cluster.pod["status"][0, row] = GONE
         heapq.heappush(self._free_rows, row)
         key = self._keys.pop(row)

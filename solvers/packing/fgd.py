@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 
 from dispatchgym.envs.compiled import inlined
+from dispatchgym.envs.packing.fitting import fragments
 from dispatchgym.envs.packing.instance import WHOLE_GPU
-from dispatchgym.envs.packing.kernel import fragments
 from dispatchgym.envs.packing.state import Cluster, Problem
 
 _WHOLE = WHOLE_GPU

@@ -17,8 +17,9 @@ from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.compiled import compiled, inlined
 from dispatchgym.envs.packing.batch import PackingBatch, PackingConfig
 from dispatchgym.envs.packing.instance import PackingInstance
-from dispatchgym.envs.packing.kernel import choose_victims, step
+from dispatchgym.envs.packing.kernel import step
 from dispatchgym.envs.packing.state import F64, I64, Cluster, Mode, Problem
+from dispatchgym.envs.packing.victims import choose_victims
 from dispatchgym.envs.registry import unknown_name
 from dispatchgym.solvers.packing import least_allocated, most_allocated, requested_to_capacity
 from dispatchgym.solvers.packing.random_node import noise

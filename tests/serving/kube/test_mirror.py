@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dispatchgym.envs.packing import kernel
+from dispatchgym.envs.packing import fitting
 from dispatchgym.envs.packing.batch import PackingBatch
 from dispatchgym.envs.packing.generate import priority_matters
 from dispatchgym.envs.packing.instance import PackingInstance
@@ -126,7 +126,7 @@ def test_a_rule_scores_a_live_cluster_as_it_scores_the_environment(rule: str) ->
         assert (found // batch.capacity.gpus).tolist() == (actions // width).tolist()
         assert scores.tolist() == expected.tolist()
         assert all(
-            kernel.fits_now(batch.problem, batch.cluster, 0, int(batch.cluster.env["hand"][0]), a // width)
+            fitting.fits_now(batch.problem, batch.cluster, 0, int(batch.cluster.env["hand"][0]), a // width)
             for a in actions.tolist()
         )
         best = int(actions[np.argmax(expected)])
