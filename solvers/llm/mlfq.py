@@ -13,36 +13,52 @@ from dispatchgym.solvers.llm.ranked import ranked_step
 class Mlfq:
     """The less service a request has had, the higher its queue; queue i lasts `quantum_s` * 2^i of service.
 
-    A request joins the queue whose quantum covers reading its prompt (skip-join). Unserved for `starved_s`, it
-    starts again at the top, as if it had had no service. Preemption moves KV to the host where there is room.
+    A request joins the queue whose quantum covers reading its prompt (skip-join). Unserved for `starved_s`, looked at
+    every `every` steps, it joins anew, as if it had had no service. Nobody preempts within a queue. Preemption moves KV
+    to the host; whose KV finds no room there is not preempted.
 
-    Source: Wu et al., FastServe; constants as in hao-ai-lab/vllm-ltr. Departures: no proactive swapping; a prompt's
-    time comes from the latency profile.
+    Source: Wu et al., FastServe; constants as in hao-ai-lab/vllm-ltr. Departures: no proactive swapping; times come
+    from the latency profile; the starved join by the time to read all their tokens again, not at the top, and wait
+    twice as long for every further time: with more of them than fit each would run for a step and be preempted again.
     """
 
     name = "mlfq"
     oracle = False
     levels = 16
 
-    def __init__(self, quantum_s: float = 0.01, starved_s: float = 3.0) -> None:
+    def __init__(self, quantum_s: float = 0.01, starved_s: float = 3.0, every: int = 100) -> None:
         self.quantum_s = quantum_s
         self.starved_s = starved_s
+        self.every = every
 
     def reset(self, spec: EngineSpec, seed: int) -> None:
         self._spec = spec
         self._before: dict[int, float] = {}  # request -> service that no longer counts
+        self._raised: dict[int, int] = {}  # request -> times
+        self._looked = -self.every
 
     def decide(self, view: EngineView) -> Plan:
-        return ranked_step(view, self._key(view, view.running), self._key(view, view.waiting), how="swap", poll=2)
+        if view.step >= self._looked + self.every:
+            self._looked = view.step
+            self._raise_starved(view, view.running)
+            self._raise_starved(view, view.waiting)
+        running = self._level(view.running) * 1e9 + view.running.arrival_s
+        running[view.running.blocks > view.host_free] = -np.inf
+        waiting = self._level(view.waiting) * 1e9 + view.waiting.arrival_s + 5e8
+        return ranked_step(view, running, waiting, how="swap", poll=2)
 
-    def _key(self, view: EngineView, table: RequestTable) -> Numbers:
-        budget = self._spec.config.token_budget
-        first = np.array([prefill_s(self._spec.profile, n, budget) for n in table.prompt_tokens.tolist()])
-        starved = view.now_s - np.maximum(table.run_s, table.arrival_s) > self.starved_s
+    def _raise_starved(self, view: EngineView, table: RequestTable) -> None:
+        raised = np.array([self._raised.get(r, 0) for r in table.id.tolist()])
+        starved = view.now_s - np.maximum(table.run_s, table.arrival_s) > self.starved_s * 2.0**raised
         for r, service_s in zip(table.id[starved].tolist(), table.service_s[starved].tolist(), strict=True):
             self._before[r] = service_s
+            self._raised[r] = self._raised.get(r, 0) + 1
+
+    def _level(self, table: RequestTable) -> Numbers:
+        """Number of the queue that each request is in, 0 the highest."""
+        budget = self._spec.config.token_budget
+        first = np.array([prefill_s(self._spec.profile, n, budget) for n in table.known.tolist()])
         before = np.array([self._before.get(r, 0.0) for r in table.id.tolist()])
-        raised = np.array([r in self._before for r in table.id.tolist()], bool)
-        service = np.maximum(np.where(raised, 0.0, first), table.service_s - before)
+        service = np.maximum(first, table.service_s - before)
         level = np.ceil(np.log2(np.maximum(service / self.quantum_s, 1.0)))
-        return np.asarray(np.minimum(level, self.levels) * 1e9 + table.arrival_s)
+        return np.asarray(np.minimum(level, self.levels))

@@ -317,16 +317,27 @@ def test_ltr_raises_the_starved() -> None:
 
 def test_mlfq_levels() -> None:
     """Reading 16 tokens takes 5 ms: the first queue, whose quantum is 10 ms. 1,000 tokens take 21 ms: the third, 40 ms.
-    35 ms of service belong there too; unserved for 4 s: the top."""
+    35 ms of service belong there too; so does, after 5 s of service and 4 s without, who has 1,000 tokens to read."""
     policy = ready(Mlfq())
     rows: list[dict[str, Any]] = [
         {"arrival_s": 9.0, "run_s": 9.0},
         {"prompt_tokens": 1000, "arrival_s": 9.0, "run_s": 9.0},
         {"service_s": 0.035, "arrival_s": 9.0, "run_s": 9.0},
-        {"prompt_tokens": 1000, "arrival_s": 5.0, "run_s": 6.0},
+        {"prompt_tokens": 1000, "service_s": 5.0, "arrival_s": 1.0, "run_s": 6.0},
     ]
-    key = policy._key(view(rows, now_s=10.0), view(rows, now_s=10.0).running)
-    assert (key // 1e9).tolist() == [0, 2, 2, 0]
+    seen = view([], rows, now_s=10.0)
+    assert policy._level(seen.waiting).tolist() == [0, 2, 2, 9]
+    policy.decide(seen)
+    assert policy._level(seen.waiting).tolist() == [0, 2, 2, 2]
+
+
+def test_mlfq_preempts_from_a_lower_queue_only_and_only_what_the_host_can_hold() -> None:
+    """A pool of 4 blocks: the running one, in a low queue, fills it. A newcomer takes its place if the host has room,
+    and does not if the running one is in its own queue."""
+    for service_s, host_free, preempted in ((1.0, 4, [0]), (1.0, 3, []), (0.0, 4, [])):
+        running = [decoding(50, 5, service_s=service_s, arrival_s=1.0)]
+        plan = ready(Mlfq()).decide(view(running, [{"arrival_s": 0.5}], kv_blocks=4, host_free=host_free, now_s=2.0))
+        assert [r for r, _ in plan.preempt] == preempted
 
 
 def test_andes_serves_whose_reader_misses_most() -> None:
