@@ -31,7 +31,8 @@ PATIENCE = timedelta(days=365)
 
 def orders_group() -> dist.ProcessGroup:
     """The group that orders go over; every process makes it once, at the same point."""
-    return dist.new_group(backend="gloo", timeout=PATIENCE)
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return group
 
 
 class Leader:
@@ -129,6 +130,11 @@ def _unpack_batch(parts: list[I64]) -> Batch:
     assert group == NONE, "a parallel engine does not pause"
     table = np.zeros((rows, columns), np.int32)
     table[slot] = used.reshape(-1, columns)
-    moves = (each.astype(np.int32).reshape(-1, 2) for each in (swap_out, swap_in))
-    narrow = (each.astype(np.int32) for each in (request, start, tokens))
-    return Batch(*narrow, decode.astype(np.int8), slot.astype(np.int32), admission, table, *moves, group, done)
+    return Batch(
+        request.astype(np.int32), start.astype(np.int32), tokens.astype(np.int32), decode.astype(np.int8),
+        slot.astype(np.int32), admission, table, _moves(swap_out), _moves(swap_in), group, done,
+    )  # fmt: skip
+
+
+def _moves(numbers: I64) -> I32:
+    return numbers.astype(np.int32).reshape(-1, 2)
