@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
-from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan
 from dispatchgym.solvers.llm.filling import Filling
-from dispatchgym.solvers.llm.peak import Numbers
+from dispatchgym.solvers.llm.sglang_order import CACHE_AWARE, Order, check, ordered
 
-Order = Literal["fcfs", "lpm", "hrrn", "shortest"]
 LONGEST_NEW = 4096  # most output tokens counted for a request
 ROOM_AFTER = 20  # decode steps for which there must be room after a retraction
-LPM_MOST = 128  # with more waiting, lpm is fcfs
 DECAY_STEPS = 600
 
 
@@ -27,10 +22,10 @@ class SGLang:
     and the ratio rises to what the rest really need.
 
     Source: sgl-project/sglang, managers/schedule_policy.py and scheduler.py. Departures: retracted requests go to the
-    head of the queue; dfs-weight and the de-duplication within a batch are left out.
+    head of the queue; prefixes are compared by whole blocks.
 
     Args:
-        order: of the queue: arrival; longest cached prefix; highest response ratio; shortest uncached prompt.
+        order: of the queue; see `sglang_order`.
         conservativeness: factor on the ratio's start and floor.
     """
 
@@ -38,16 +33,16 @@ class SGLang:
     oracle = False
 
     def __init__(self, order: Order = "fcfs", conservativeness: float = 1.0) -> None:
-        if order not in ("fcfs", "lpm", "hrrn", "shortest"):
-            raise UsageError(f"sglang: order {order!r} is not one of 'fcfs', 'lpm', 'hrrn', 'shortest'")
+        check(order)
         self.order = order
+        self.texts = order in CACHE_AWARE
         self.start = min(0.7 * conservativeness, 1.0)
         self.floor = 0.14 * self.start
         self.decay = (self.start - self.floor) / DECAY_STEPS
 
     def reset(self, spec: EngineSpec, seed: int) -> None:
         self.ratio = self.start
-        self._decoded_at = 0
+        self._rng = np.random.default_rng(seed)
 
     def decide(self, view: EngineView) -> Plan:
         running = view.running
@@ -69,23 +64,12 @@ class SGLang:
         running, waiting = view.running, view.waiting
         expected = np.minimum(running.max_new_tokens - running.generated, LONGEST_NEW).sum() * self.ratio
         room = fill.free * view.block_tokens - expected
-        for k in self._ordered(view).tolist():
+        for k in ordered(view, self.order, self._rng).tolist():
             total = int(waiting.left[k] + min(waiting.max_new_tokens[k] - waiting.generated[k], LONGEST_NEW))
             alone = not len(running) and not fill.grants
             if (total >= room and not alone) or not fill.let_in(k):
                 break
             room -= total
-
-    def _ordered(self, view: EngineView) -> Numbers:
-        waiting = view.waiting
-        if self.order == "fcfs" or (self.order == "lpm" and len(waiting) > LPM_MOST):
-            return np.arange(len(waiting))
-        if self.order == "lpm":
-            return np.argsort(-waiting.cached_tokens, kind="stable")
-        left = np.maximum(waiting.left, 1)
-        if self.order == "shortest":
-            return np.argsort(left, kind="stable")
-        return np.argsort(-(view.now_s - waiting.arrival_s) / left, kind="stable")
 
     def _retract(self, view: EngineView) -> list[int]:
         """Requests to retract, and the new ratio."""

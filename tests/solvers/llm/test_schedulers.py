@@ -199,7 +199,7 @@ def test_sglang_admits_beside_the_expected_rest() -> None:
 
 def test_sglang_longest_prefix_first() -> None:
     waiting = [{"prompt_tokens": 100}, {"prompt_tokens": 100, "cached_tokens": 64}]
-    plan = ready(SGLang("lpm")).decide(view([], waiting))
+    plan = ready(SGLang("lpm")).decide(view([], waiting, hashes={100: [], 101: []}))
     assert plan.grants == [(101, 36), (100, 100)]
 
 
