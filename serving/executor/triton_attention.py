@@ -40,7 +40,7 @@ def split_for(rows: int, kv_heads: int) -> Split:
     return Split(1, 512)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots", "positions"])
 def _decode_kernel(
     q, k, v, table, slots, positions, out, partial, stats, arrivals, scale,
     q_row, k_block, k_token, k_head, v_block, v_token, v_head, table_row, keys_each,

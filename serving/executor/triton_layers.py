@@ -55,7 +55,7 @@ def give_tokens(tokens: torch.Tensor, ring: torch.Tensor, turn: torch.Tensor) ->
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["tokens", "slots"])
 def _embed_kernel(tokens, slots, newest, weight, out, DIM: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -106,7 +106,7 @@ def add_rms_norm(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.T
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
 def _rope_store_kernel(
     qkv, angles, positions, slots, table, k, v, q_weight, k_weight, eps,
     k_block, k_token, k_head, v_block, v_token, v_head, table_row,

@@ -23,7 +23,7 @@ def _ordered(bits):
     return tl.where(bits < 0, (~bits) ^ -32768, bits).to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["temperature", "top_k", "top_p", "slots"])
 def _threshold_kernel(
     logits, bits, temperature, top_k, top_p, slots, thresholds,
     VOCAB: tl.constexpr, BLOCK: tl.constexpr, BY_SLOT: tl.constexpr,
@@ -81,7 +81,7 @@ def _threshold_kernel(
     tl.store(thresholds + row, threshold)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["temperature", "seeds", "positions", "slots"])
 def _best_kernel(
     logits, bits, temperature, seeds, positions, slots, thresholds, best, best_at,
     VOCAB: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr, FILTER: tl.constexpr, BY_SLOT: tl.constexpr,
@@ -129,7 +129,7 @@ def _best_kernel(
         tl.store(best_at + row * CHUNKS + chunk, chunk * BLOCK + place)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots", "tokens"])
 def _pick_kernel(
     best, best_at, slots, tokens, newest, CHUNKS: tl.constexpr, PAD: tl.constexpr, BY_SLOT: tl.constexpr
 ):  # fmt: skip

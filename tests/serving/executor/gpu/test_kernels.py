@@ -14,9 +14,9 @@ pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
 DEVICE = "cpu" if INTERPRETED else "cuda"
-# The interpreter multiplies no bfloat16 matrices, and tensor cores no float32 ones exactly.
+# The interpreter multiplies no bfloat16 matrices, and is slow; tensor cores multiply no float32 ones exactly.
 HALF = torch.float16 if INTERPRETED else torch.bfloat16
-DTYPES = [torch.float16, torch.float32] if INTERPRETED else [torch.float16, torch.bfloat16]
+DTYPES = [torch.float32] if INTERPRETED else [torch.float16, torch.bfloat16]
 BOUND = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 4e-3}
 SEEDS = range(3 if INTERPRETED else 16)
 PAGE = 16
@@ -214,7 +214,7 @@ def test_the_likeliest_token_and_the_lowest_among_equals() -> None:
 
 def test_draws_follow_the_softmax() -> None:
     torch.manual_seed(0)
-    rows = 250 if INTERPRETED else 4000
+    rows = 120 if INTERPRETED else 4000
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0, 0.5], device=DEVICE).to(HALF).repeat(rows, 1).contiguous()
     tokens = _sample(logits, [0.8] * rows, seeds=list(range(rows)))
     share = np.bincount(tokens.cpu().numpy(), minlength=5) / rows
@@ -236,7 +236,7 @@ def test_only_the_top_tokens_are_drawn(seed: int) -> None:
     """The set that top-k and top-p let through, found by sorting."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    draws, vocabulary = (12 if INTERPRETED else 2000), 9000 if seed == 1 else 40
+    draws, vocabulary = (6 if INTERPRETED else 2000), 9000 if seed == 1 else 40
     top_k, top_p, warm = int(rng.choice([0, 1, 3, 20])), float(rng.choice([1.0, 0.2, 0.7, 0.95])), 1.3
     logits = (4 * torch.randn(vocabulary, device=DEVICE)).to(HALF)
     tokens = _sample(
