@@ -12,7 +12,7 @@ from dispatchgym.cli import main
 from dispatchgym.envs.llm.profile import load_profile
 from dispatchgym.serving.executor.fidelity import kendall_tau
 
-SMALL = ["--device=cpu", "--max-seqs=8", "--max-len=768", "--token-budget=256", "--kv-blocks=200"]
+SMALL = ["--device=cpu", "--max-seqs=8", "--max-len=320", "--token-budget=256", "--kv-blocks=200"]
 
 
 def test_a_model_is_made_measured_and_foretold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
