@@ -98,6 +98,7 @@ class Frontend:
         self._switches: dict[int, asyncio.Future[Switched]] = {}
         self._finishes: deque[float] = deque(maxlen=RATE_OVER)
         self._number = 0  # of the engine at hand
+        self._heard_s = 0.0  # when the engine said something, or was given something to do
         self._fruitless = 0  # engines in a row that finished nothing
         self._host: EngineHost | None = None
         self._restart: asyncio.Task[None] | None = None
@@ -109,12 +110,14 @@ class Frontend:
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._start()
+        self._watch = asyncio.create_task(self._watch_over())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         self._is_closed = True
+        self._watch.cancel()
         if self._restart is not None:
             self._restart.cancel()
         if self._host is not None:
@@ -150,6 +153,7 @@ class Frontend:
     def _hear(self, number: int, message: FromEngine | None) -> None:
         if number != self._number or self._is_closed:
             return  # from an engine that is gone
+        self._heard_s = self.clock()
         if isinstance(message, Step):
             self._step(message)
         elif isinstance(message, Ready):
@@ -198,6 +202,16 @@ class Frontend:
         )  # fmt: skip
         self._restart = asyncio.create_task(self._start_later(pause_s))
 
+    async def _watch_over(self) -> None:
+        """Kill an engine that has work and says nothing."""
+        while True:
+            await asyncio.sleep(self.limits.stall_s / 4)
+            if self.is_up and self._sequences and self.clock() - self._heard_s > self.limits.stall_s:
+                log.error("the engine has said nothing for %g s; it is killed", self.limits.stall_s)
+                self._heard_s = self.clock()
+                assert self._host is not None
+                self._host.kill()
+
     async def _start_later(self, pause_s: float) -> None:
         await asyncio.sleep(pause_s)
         if self._host is not None:
@@ -228,6 +242,8 @@ class Frontend:
             raise BusyError(f"{self._waiting} sequences are waiting already", self._retry_after_s())
         group = Group()
         now = self.clock()
+        if not self._sequences:
+            self._heard_s = now  # an engine without work says nothing
         for index, (one, size) in enumerate(zip(wanted, sizes, strict=True)):
             submit = Submit(
                 key=next(self._keys),
@@ -273,23 +289,21 @@ class Frontend:
         }
         self._host.send(replace(sequence.submit, columns=columns))
 
-    def cancel(self, group: Group, index: int | None = None) -> None:
-        """Nobody waits for a sequence of the group, or for any of them; what it holds comes free."""
-        for sequence in group.sequences if index is None else [group.sequences[index]]:
-            if sequence.state != "ended":
-                if self._host is not None and self.is_up:
-                    self._host.send(Cancel(sequence.submit.key))
-                self._end(sequence)
-                self.metrics.finished(sequence, "abort", self.clock())
+    def cancel(self, group: Group) -> None:
+        """Nobody waits for the group's sequences any more; what they hold comes free."""
+        for sequence in group.sequences:
+            self._leave(sequence, "abort")
 
     def stopped(self, group: Group, index: int) -> None:
         """A stop string has ended a sequence, of which the engine knows nothing."""
-        sequence = group.sequences[index]
+        self._leave(group.sequences[index], "stop")
+
+    def _leave(self, sequence: Sequence, reason: str) -> None:
         if sequence.state != "ended":
             if self._host is not None and self.is_up:
                 self._host.send(Cancel(sequence.submit.key))
             self._end(sequence)
-            self.metrics.finished(sequence, "stop", self.clock())
+            self.metrics.finished(sequence, reason, self.clock())
 
     def _step(self, step: Step) -> None:
         now = self.clock()

@@ -43,16 +43,18 @@ class Limits:
         waiting_tokens: prompt tokens of these together.
         output_tokens: of one sequence, where a client asks for more or says nothing.
         backoff_s: before the engine is started for the second time in a row; doubles each time.
+        stall_s: an engine that has requests and says nothing for so long is killed, and started again.
     """
 
     waiting: int = 512
     waiting_tokens: int = 4_000_000
     output_tokens: int = 16_384
     backoff_s: float = 1.0
+    stall_s: float = 300.0
 
     def __post_init__(self) -> None:
-        if min(self.waiting, self.waiting_tokens, self.output_tokens) < 1 or self.backoff_s < 0:
-            raise UsageError("limits of the queue and of outputs must be at least 1")
+        if min(self.waiting, self.waiting_tokens, self.output_tokens) < 1 or self.backoff_s < 0 or self.stall_s <= 0:
+            raise UsageError("limits of the queue and of outputs must be at least 1, and times not negative")
 
 
 @dataclass(frozen=True, slots=True)

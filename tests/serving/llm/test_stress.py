@@ -174,6 +174,18 @@ def test_the_engines_process_may_be_killed() -> None:
         assert eventually(live.idle)
 
 
+def test_an_engine_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = threading.Event()
+    monkeypatch.setattr("dispatchgym.serving.llm.engine_host.EngineHost.kill", lambda self: killed.set())
+    with serving(limits=Limits(stall_s=0.2)) as live:
+        assert ask(live).status_code == 200
+        assert not killed.wait(0.5)  # with nothing to do it may be silent
+        live.gate.is_open.clear()
+        with asking(live, 1):
+            assert killed.wait(60)
+            live.gate.is_open.set()
+
+
 # --- the policy fails ---
 
 
