@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -201,8 +201,3 @@ def wishes_of(form: SchedulingFields, headers: Mapping[str, str]) -> Wishes:
 
 def _seconds(milliseconds: float | None) -> float:
     return float("inf") if milliseconds is None else milliseconds / 1e3
-
-
-def header_names() -> Iterator[str]:
-    """The headers that requests may carry, for the documentation of the interface."""
-    yield from _HEADERS
