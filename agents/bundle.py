@@ -27,7 +27,7 @@ import numpy.typing as npt
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from dispatchgym.agents.architecture import PolicyConfig, checked_path, weight_shapes
+from dispatchgym.agents.architecture import STARTING_RULES, PolicyConfig, checked_path, column_of, weight_shapes
 from dispatchgym.agents.numpy_network import NumpyNetwork
 from dispatchgym.agents.onnx_file import OnnxFileError
 from dispatchgym.agents.plain_values import build
@@ -145,6 +145,10 @@ def load(path: Path, runtime: RuntimeName = "torch") -> Bundle:
     checked_path(spec, encoder.rivals)
     weights = _weights(contents, weight_shapes(spec, config, has_wait=may_wait(setting)))
     network = _network(contents, runtime, spec, config, weights, ONNX in manifest["files"])
+    if config.rule is not None:
+        column, sign = STARTING_RULES[config.rule]
+        scale = weights[f"encoder.scale_{spec.candidate}"][column_of(spec, spec.candidate, column)]
+        network.rule_weight = float(sign * weights["rule_scale"] / scale)
     _replay(contents, network)
     return Bundle(manifest["name"], network, setting, manifest, _digest(manifest))
 

@@ -12,8 +12,8 @@ import numpy as np
 from dispatchgym.agents.runtime import OneGraph, Runtime
 from dispatchgym.envs.api import InvalidPlanError
 from dispatchgym.envs.llm.batch import ChoicesConfig
-from dispatchgym.envs.llm.choices import Choices, list_choices, look, new_choices, plan_by_merit, take
-from dispatchgym.envs.llm.graph import COLUMNS, RUN, WAIT
+from dispatchgym.envs.llm.choices import Choices, also_run, list_choices, look, new_choices, plan_by_merit, take
+from dispatchgym.envs.llm.graph import COLUMNS, MERIT, RUN, WAIT
 from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan
 from dispatchgym.envs.llm.sight import Sight, new_sight, see
 from dispatchgym.envs.llm.turns import WAIT_STEPS, hold_of_plan
@@ -21,15 +21,15 @@ from dispatchgym.envs.llm.turns import WAIT_STEPS, hold_of_plan
 FIRST_ROOM = 512
 _FINISH, _NOTHING_ELSE = frozenset(("finish",)), frozenset[str]()
 _NOTHING = -1
-Key = tuple[int, int, float]
+Key = tuple[int, int, bool]
 
 
 class ChoicePolicy:
     """Plans as `LLMEngine-v0` does: one choice after the other until RUN or WAIT.
 
-    With a network, the choices of a step are scored together: those above RUN are granted in order of their scores,
-    as long as they fit. Where RUN was no choice, because nothing was planned yet, they are scored once more after the
-    first. `fresh` scores anew after every choice instead, as in training.
+    With a network, the choices of a step are scored together, once. Choices above RUN are then taken, the highest
+    first; as the plan grows, the merit in the scores is kept up to date, and what the network adds to it stays. `fresh`
+    scores anew after every choice instead, as in training; so does a runtime that does not say what the merit weighs.
 
     Args:
         runtime: the network; None for the merit alone.
@@ -90,7 +90,8 @@ class ChoicePolicy:
         return best
 
     def _scored(self, sight: Sight, runtime: Runtime) -> int:
-        choices, known = self._choices, dict[Key, float]()
+        choices, added = self._choices, dict[Key, float]()
+        weight = None if self.fresh else runtime.rule_weight
         look(sight)
         while True:
             list_choices(sight, choices)
@@ -99,20 +100,25 @@ class ChoicePolicy:
                 return _NOTHING
             at = 0
             if count > 1:
-                keys = _keys(choices, count)
-                if self.fresh or not known or (keys[-1] not in known and choices.kind[count - 1] in (RUN, WAIT)):
-                    logits = runtime.one(_graph(choices, count))
+                if not added and weight is not None and choices.kind[count - 1] != RUN:
+                    also_run(choices)
+                keys = _keys(choices, int(choices.count[0]))
+                merit = (weight or 0.0) * choices.row[: len(keys), MERIT]
+                if not added or weight is None:
+                    logits = runtime.one(_graph(choices, len(keys)))
                     if not np.isfinite(logits).all():
                         raise InvalidPlanError(f"scheduler {self.name}: the network's scores are not all numbers")
-                    known = dict(zip(keys, logits.tolist(), strict=True))
-                at = int(np.argmax([known.get(key, -np.inf) for key in keys]))
+                    own = (logits - merit).tolist()
+                    added = {key[:2]: x for key, x in zip(keys, own, strict=True)}  # where a piece's length changes
+                    added |= zip(keys, own, strict=True)
+                at = int(np.argmax([added.get(key, added.get(key[:2], 0.0)) for key in keys[:count]] + merit[:count]))
             kind = int(take(sight, choices, at))
             if kind in (RUN, WAIT):
                 return kind
 
 
 def _keys(choices: Choices, count: int) -> list[Key]:
-    """What a choice is, whatever is planned: kind, request, how long its piece is."""
+    """What a choice is: kind, request, how long its piece is."""
     length = choices.row[:count, COLUMNS["brief"]] - choices.row[:count, COLUMNS["stretch"]]
     return list(zip(choices.kind[:count].tolist(), choices.who[:count].tolist(), length.tolist(), strict=True))
 

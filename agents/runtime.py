@@ -41,6 +41,9 @@ class Runtime(ABC):
     """
 
     name: ClassVar[RuntimeName]
+    rule_weight: float | None = None
+    """What a candidate's logit gains for 1 more of its rule's column by itself, beside what the network makes of it;
+    None where nobody has said."""
 
     def __init__(self, spec: GraphSpec, config: PolicyConfig) -> None:
         self.spec = spec

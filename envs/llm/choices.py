@@ -279,7 +279,8 @@ def list_choices(sight: Sight, choices: Choices) -> None:
     e[6] = min(4.0, sight.before[h.ranked] / kv)
     e[7] = np.log1p(float64(h.waiting)) / 6.0
     e[8] = h.places / float64(max(h.all_places, int64(1)))
-    e[9] = h.hopeful
+    e[9] = e[2] if h.decodes == 0 else 0.0
+    e[10] = h.hopeful
     room = int64(len(choices.kind)) - 2
     blocked = h.waiting > 0
     for length in range(3):  # brief pieces, then those that keep everyone in time, then the longest
@@ -451,6 +452,12 @@ def _finish(choices: Choices, at: int) -> None:
     for c in range(MERIT):
         merit += w[c] * x[c]
     x[MERIT] = merit
+
+
+@compiled
+def also_run(choices: Choices) -> None:
+    """List RUN behind the others, which is no choice while nothing is planned, for who scores all at once."""
+    _write_engine(choices, int64(RUN))
 
 
 @compiled

@@ -7,7 +7,7 @@ What is drawn, each independently unless said otherwise (U: uniform, L: log-unif
   of 0 to 30 % of a step for mixing prompts and decoding.
 - engine: 8 to 64 places; steps of 64 to 2,048 tokens; a pool for U(0.25, 0.9) of the places at their mean length
   (pressed) or for all of them (roomy), evenly.
-- traffic: one of the mixes below; arrivals Poisson (half), gamma of deviation L(1, 3), bursts, or all at once (one in
+- traffic: one of the mixes below, one in four with prompts alone, as on an engine that only prefills; arrivals Poisson (half), gamma of deviation L(1, 3), bursts, or all at once (one in
   twelve); load L(0.5, 2.2) of what the engine could carry if every batch were full.
 - bounds: on the first token L(6, 300) of the shortest steps plus U(1.5, 8) times the prompt's own reading, by class
   (half) or one for all, at its mean prompt; none for one draw in ten; on later tokens L(2, 12) shortest steps, or
@@ -67,12 +67,14 @@ class DrawConfig:
         requests: of a problem, at least and at most.
         longest: tokens of a prompt and of an output, at most. Prompts up to three quarters of it, outputs a quarter.
         load: range of the arrival rate, as a share of what the engine could carry.
+        prefill_only: share of problems whose requests all end with their first token.
         mixes: kinds of traffic, names in MIXES.
     """
 
     requests: tuple[int, int] = (80, 200)
     longest: int = 1024
     load: tuple[float, float] = (0.5, 2.2)
+    prefill_only: float = 0.25
     mixes: tuple[str, ...] = ("chat", "code", "classes", "short-long", "uniform", "prefixes", "tenants")
 
     def __post_init__(self) -> None:
@@ -187,6 +189,8 @@ def draw(rng: np.random.Generator, config: DrawConfig | None = None) -> Serving:
     n = int(rng.integers(c.requests[0], c.requests[1] + 1))
     mix = c.mixes[int(rng.integers(len(c.mixes)))]
     traffic = MIXES[mix](rng, n, c.longest)
+    if rng.random() < c.prefill_only:
+        traffic = replace(traffic, output=np.ones(n, np.int64), most=np.ones(n, np.int64))
     profile = draw_profile(rng)
     engine = _engine(rng, traffic, c.longest)
     times = _arrivals(rng, traffic, profile, engine, n, c.load)

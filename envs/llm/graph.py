@@ -32,6 +32,7 @@ _ENGINE = (
     Feature("peak", _SHARE, 0, 4, "of the pool, expected peak of those who run"),
     Feature("queue", "log requests / 6", 0, 3, "who wait"),
     Feature("places", _SHARE, 0, 1, "of the engine's places that are free"),
+    Feature("reads", _STEPS, 0, 20, "expected time of the step as planned, if nobody decodes; else 0"),
     Feature("hopeful", _SHARE, 0, 1, "of the listed who wait that can still meet their bound"),
 )
 _REQUEST = (
@@ -121,8 +122,8 @@ WEIGHTS = table(
             "preemptions": 0.07, "late": 0.07, "queue": 0.17, "hopeful": 0.39,
         },
         "run": {
-            "decodes": 0.36, "planned": -0.04, "step": 0.37, "tight": 0.44, "late": 0.4, "kv": -0.41, "peak": 0.31,
-            "queue": 0.55, "places": -0.85, "hopeful": 0.19,
+            "decodes": 0.36, "planned": -0.04, "step": 1.37, "tight": 0.44, "late": 0.4, "kv": -0.41, "peak": 0.31,
+            "queue": 0.55, "places": -0.85, "reads": 6, "hopeful": 0.19,
         },
         "wait": {
             "wait": -20.39, "decodes": -0.81, "planned": 0.43, "step": 0.41, "tight": -0.26, "late": -0.23,

@@ -82,6 +82,7 @@ class _Finite(Runtime):
     def __init__(self, inner: Runtime) -> None:
         super().__init__(inner.spec, inner.config)
         self._inner = inner
+        self.rule_weight = inner.rule_weight
 
     def one(self, graph: OneGraph) -> npt.NDArray[np.float32]:
         scores = self._inner.one(graph)

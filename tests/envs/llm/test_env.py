@@ -232,4 +232,4 @@ def test_errors_name_the_way_out() -> None:
         small = EngineBatch(1, Room.of(problems(1)))
         small.load(0, draw(np.random.default_rng(0), DrawConfig(requests=(60, 60), longest=512)))
     assert KINDS[RUN] == "run"
-    assert NUM_COLUMNS == 42
+    assert NUM_COLUMNS == 43
