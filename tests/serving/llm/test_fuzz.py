@@ -25,7 +25,7 @@ from dispatchgym.serving.llm.sequences import Limits
 from dispatchgym.serving.llm.server import build_app
 from tests.serving.llm.live import Live, eventually, language, serving
 
-ENOUGH = settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ENOUGH = settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")
