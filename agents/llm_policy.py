@@ -21,7 +21,7 @@ from dispatchgym.envs.llm.turns import WAIT_STEPS, hold_of_plan
 FIRST_ROOM = 512
 _FINISH, _NOTHING_ELSE = frozenset(("finish",)), frozenset[str]()
 _NOTHING = -1
-Key = tuple[int, int, bool]
+Key = tuple[float, ...]
 
 
 class ChoicePolicy:
@@ -95,14 +95,14 @@ class ChoicePolicy:
         look(sight)
         while True:
             list_choices(sight, choices)
-            count = int(choices.count[0])
+            count = int(choices.size[0])
             if count == 0:
                 return _NOTHING
             at = 0
             if count > 1:
                 if not added and weight is not None and choices.kind[count - 1] != RUN:
                     also_run(choices)
-                keys = _keys(choices, int(choices.count[0]))
+                keys = _keys(choices, int(choices.size[0]))
                 merit = (weight or 0.0) * choices.row[: len(keys), MERIT]
                 if not added or weight is None:
                     logits = runtime.one(_graph(choices, len(keys)))
@@ -124,7 +124,7 @@ def _keys(choices: Choices, count: int) -> list[Key]:
 
 
 def _graph(choices: Choices, count: int) -> OneGraph:
-    prefixes = int(choices.count[1])
+    prefixes = int(choices.size[1])
     return OneGraph(
         {
             "request": choices.row[:count],

@@ -227,7 +227,7 @@ class EngineBatch:
     @property
     def count(self) -> npt.NDArray[np.int64]:
         """Choices of every list, 0 where it is over, shape (N,)."""
-        found: npt.NDArray[np.int64] = np.where(self.over, 0, self.turns.choices.count[:, 0])
+        found: npt.NDArray[np.int64] = np.where(self.over, 0, self.turns.choices.size[:, 0])
         return found
 
     @property
@@ -267,7 +267,7 @@ def graphs_of(choices: Choices, count: npt.NDArray[np.int64]) -> GraphBatch:
     """Graphs of stacked choices, of which `count` are listed, shape (N,)."""
     n, most = choices.kind.shape
     listed = np.arange(most) < count[:, None]
-    prefixes = np.where(count > 0, choices.count[:, 1], 0)
+    prefixes = np.where(count > 0, choices.size[:, 1], 0)
     ptr, prefix_ptr = np.zeros(n + 1, np.int32), np.zeros(n + 1, np.int32)
     np.cumsum(count, out=ptr[1:])
     np.cumsum(prefixes, out=prefix_ptr[1:])
@@ -326,5 +326,5 @@ def _tiny() -> Serving:
     from dispatchgym.envs.llm.workload import Workload
 
     engine = EngineConfig(kv_blocks=4, max_seqs=1, history=HISTORY)
-    one = np.ones(1, np.int64)
+    one = np.ones(1, np.int32)
     return Serving(Workload(np.zeros(1), one, one), engine, load_profile("h200-8b"))

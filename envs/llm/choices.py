@@ -75,7 +75,7 @@ until a request comes or ends."""
 class Choices(NamedTuple):
     """Choices of one engine, and its prefixes; `most` of each."""
 
-    count: I64  # (2,) choices, prefixes
+    size: I64  # (2,) choices, prefixes
     kind: I64  # (most,)
     who: I64  # (most,) place in the sight, NO_REQUEST for RUN and WAIT
     tokens: I64  # (most,) of the piece
@@ -266,7 +266,7 @@ def _key(sight: Sight, k: int, key: int) -> float:
 def list_choices(sight: Sight, choices: Choices) -> None:
     """Write the choices that the plan so far leaves; none if nothing can be added and nothing is planned."""
     h = sight.head[0]
-    choices.count[:] = 0
+    choices.size[:] = 0
     now_s = seconds(sight, int64(0), int64(0))
     kv = h.kv_blocks * h.block_tokens
     e = choices.engine
@@ -287,7 +287,7 @@ def list_choices(sight: Sight, choices: Choices) -> None:
         for i in range(h.listed):
             k = sight.listed[i]
             waits = k >= h.running
-            if sight.mark[k] != FREE or choices.count[0] >= room or (not waits and decoding(sight, k)):
+            if sight.mark[k] != FREE or choices.size[0] >= room or (not waits and decoding(sight, k)):
                 continue
             if h.budget <= 0 or (waits and (h.places <= 0 or _need(sight, k) > h.free)):
                 continue
@@ -305,11 +305,11 @@ def list_choices(sight: Sight, choices: Choices) -> None:
     if blocked or h.free < 0:
         for i in range(h.listed):
             k = sight.listed[i]
-            if k < h.running and sight.mark[k] == FREE and decoding(sight, k) and choices.count[0] < room:
+            if k < h.running and sight.mark[k] == FREE and decoding(sight, k) and choices.size[0] < room:
                 _write_request(sight, choices, int64(PREEMPT), k, int64(0), now_s)
     if h.grants > 0:
         _write_engine(choices, int64(RUN))
-    elif h.running == 0 and h.waiting > 0 and choices.count[0] > 0:
+    elif h.running == 0 and h.waiting > 0 and choices.size[0] > 0:
         _write_engine(choices, int64(WAIT))
 
 
@@ -344,8 +344,8 @@ def _reads(sight: Sight, k: int) -> bool:
 @compiled
 def _write_request(sight: Sight, choices: Choices, kind: int, k: int, tokens: int, now_s: float) -> None:
     h = sight.head[0]
-    at = choices.count[0]
-    choices.count[0] += 1
+    at = choices.size[0]
+    choices.size[0] += 1
     choices.kind[at], choices.who[at], choices.tokens[at] = kind, k, tokens
     x = choices.row[at]
     x[:] = 0
@@ -408,12 +408,12 @@ def _prefix(sight: Sight, choices: Choices, k: int) -> int:
     name = _name(sight, k)
     if name < 0:
         return int64(-1)
-    for p in range(choices.count[1]):
+    for p in range(choices.size[1]):
         if choices.key[p] == name:
             return int64(p)
     h = sight.head[0]
-    at = choices.count[1]
-    choices.count[1] += 1
+    at = choices.size[1]
+    choices.size[1] += 1
     choices.key[at] = name
     waiting, running, cached = int64(0), int64(0), 0.0
     for j in range(h.running):
@@ -434,8 +434,8 @@ def _prefix(sight: Sight, choices: Choices, k: int) -> int:
 
 @compiled
 def _write_engine(choices: Choices, kind: int) -> None:
-    at = choices.count[0]
-    choices.count[0] += 1
+    at = choices.size[0]
+    choices.size[0] += 1
     choices.kind[at], choices.who[at], choices.tokens[at] = kind, NO_REQUEST, 0
     choices.row[at, :] = 0
     choices.row[at, kind] = 1
@@ -464,7 +464,7 @@ def also_run(choices: Choices) -> None:
 def best_choice(choices: Choices) -> int:
     """The choice of the highest merit, the first among equals."""
     best = int64(0)
-    for at in range(1, choices.count[0]):
+    for at in range(1, choices.size[0]):
         if choices.row[at, MERIT] > choices.row[best, MERIT]:
             best = int64(at)
     return best
@@ -545,7 +545,7 @@ def plan_by_merit(sight: Sight, choices: Choices) -> int:
     look(sight)
     while True:
         list_choices(sight, choices)
-        if choices.count[0] == 0:
+        if choices.size[0] == 0:
             return int64(-1)
         kind = int64(take(sight, choices, best_choice(choices)))
         if kind in (RUN, WAIT):

@@ -86,7 +86,7 @@ def sight_of(t: Sight, i: int) -> Sight:
 def choices_of(t: Choices, i: int) -> Choices:
     """The arrays of engine i."""
     return Choices(
-        t.count[i], t.kind[i], t.who[i], t.tokens[i], t.row[i], t.prefix[i], t.key[i], t.prefix_row[i], t.engine[i],
+        t.size[i], t.kind[i], t.who[i], t.tokens[i], t.row[i], t.prefix[i], t.key[i], t.prefix_row[i], t.engine[i],
         t.weights[i],
     )  # fmt: skip
 
@@ -138,9 +138,9 @@ def play(turns: Turns, actions: I64, reward: F64, to_end: bool) -> None:
                 look(sight)
                 episode.fresh = 0
             list_choices(sight, choices)
-            if choices.count[0] == 0:
+            if choices.size[0] == 0:
                 action = int64(_NOTHING)
-            elif choices.count[0] == 1 or to_end:
+            elif choices.size[0] == 1 or to_end:
                 action = best_choice(choices)
             else:
                 episode.decisions += 1
