@@ -240,7 +240,7 @@ class EngineLoop:
                 free_blocks=int(e["free"]),
                 preemptions=self._preemptions,
                 repairs=engine.repairs,
-                faults={**self.seat.faults},
+                faults=dict(self.seat.faults),
                 seconds=self._clock() - began,
                 policy_s=self.seat.seconds,
                 is_benched=self.seat.is_benched,

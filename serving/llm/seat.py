@@ -122,7 +122,7 @@ class Seat:
         self.engine = engine
         self.budget_s = budget_s
         self.most_faults = most_faults
-        self.faults: Counter[Cause] = Counter()
+        self.faults: Counter[str] = Counter()
         self.last_fault: Cause | None = None
         self._asked: _Asked | None = None
         self._last = Vllm()
