@@ -1,10 +1,10 @@
 """Engine iterations and requests per second of CPU time on one core: the LLM simulator under rule and view policies.
 
 Workload of the comparison: 1,000 requests with the lengths of Azure's 2023 conversation trace (of its synthetic twin
-where the trace is not here), Poisson arrivals at 4/s, one replica, at most 512 tokens a step. Peers, measured on this
-kind of machine: Vidur (git 7d47513, metrics off) makes 8,600 iterations and 510 requests per CPU second on it, BLIS
-(f90a1e3) about 6,000 and 260 to 295. A step of our profile is shorter than theirs, so the same requests take more
-iterations here.
+where the trace is not here), Poisson arrivals at 4/s, one replica, at most 512 tokens a step. Peers are quoted from an
+earlier run on this kind of machine, not run beside: Vidur (git 7d47513, metrics off) makes 8,600 iterations and 510
+requests per CPU second on it, BLIS (f90a1e3) about 6,000 and 260 to 295. A step of our profile is shorter than theirs,
+so the same requests take more iterations here.
 """
 
 from __future__ import annotations
@@ -41,10 +41,12 @@ def main() -> None:
             steps, requests = timed(conversation, name, engine, repeats)
             how = "" if jumps else ", step by step"
             bar = "bar 90,000" if name == "vllm" else ""
-            rows.append(Row(f"{name}{how}", steps.value, "iterations/s", steps.spread, "Vidur", VIDUR_ITERATIONS, bar))
+            rows.append(
+                Row(f"{name}{how}", steps.value, "iterations/s", steps.spread, "Vidur, quoted", VIDUR_ITERATIONS, bar)
+            )
             bar = "bar 5,000" if name == "vllm" else ""
             rows.append(
-                Row(f"{name}{how}", requests.value, "requests/s", requests.spread, "Vidur", VIDUR_REQUESTS, bar)
+                Row(f"{name}{how}", requests.value, "requests/s", requests.spread, "Vidur, quoted", VIDUR_REQUESTS, bar)
             )
     for name in ("past-future", "mc-sf", "sglang", "flow-prefill", "laps"):
         steps, requests = timed(conversation, name, CHUNK, 1 if options.quick else 3)

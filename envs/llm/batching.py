@@ -46,12 +46,7 @@ Victim = Literal["last", "least-computed", "lowest-priority", "fewest-outputs"]
 MIXED, PREFILL_FIRST, STATIC = range(3)
 BY_ARRIVAL, BY_PRIORITY, BY_DEADLINE, BY_PROMPT, BY_PREFIX, BY_KEY = range(6)
 FITS, RESERVE, CURRENT, WITH_PROMPT = range(4)
-_VICTIM = {
-    "last": LAST,
-    "least-computed": LEAST_COMPUTED,
-    "lowest-priority": LOWEST_PRIORITY,
-    "fewest-outputs": FEWEST_OUTPUTS,
-}
+_VICTIM = dict(zip(get_args(Victim), (LAST, LEAST_COMPUTED, LOWEST_PRIORITY, FEWEST_OUTPUTS), strict=True))
 _DECIDE, _LOG_FULL, _NONE, _RUNNING = DECIDE, LOG_FULL, NONE, RUNNING
 
 RULE = np.dtype(
@@ -71,6 +66,9 @@ RULE = np.dtype(
         ("reserve_len", np.int64),
         ("max_running", np.int64),
         ("every", np.int64),
+        ("last_tokens", np.int64),
+        ("stages", np.int64),
+        ("stage_tokens", np.int64),
     ]
 )
 
@@ -98,6 +96,8 @@ class BatchingRule:
         victim: who is preempted when a running request finds no block.
         max_running: requests that run at once, besides the engine's own limit; 0 for that limit alone.
         every: steps between two rounds of admission while something runs.
+        last_tokens, stages, stage_tokens: the step's tokens for a prompt shrink as it is read, from `step_tokens` to
+            `last_tokens` in so many stages of `stage_tokens`; 0 stages: they do not.
     """
 
     mode: Mode = "mixed"
@@ -116,6 +116,9 @@ class BatchingRule:
     victim: Victim = "last"
     max_running: int = 0
     every: int = 1
+    last_tokens: int = 0
+    stages: int = 0
+    stage_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name, kind in (("mode", Mode), ("order", Order), ("admission", Admission), ("victim", Victim)):
@@ -126,6 +129,8 @@ class BatchingRule:
                 raise UsageError(f"batching rule: {name} {getattr(self, name)} is below 0")
         if self.every < 1:
             raise UsageError(f"batching rule: every {self.every} is below 1")
+        if self.stages and not (self.stages > 1 and 0 < self.last_tokens <= self.step_tokens and self.stage_tokens > 0):
+            raise UsageError("batching rule: stages take 2 or more, stage_tokens, and 0 < last_tokens <= step_tokens")
         for name in ("watermark", "limit"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"batching rule: {name} {getattr(self, name)} is outside 0..1")
@@ -150,6 +155,9 @@ class BatchingRule:
             self.reserve_tokens,
             self.max_running or many,
             self.every,
+            self.last_tokens,
+            self.stages,
+            self.stage_tokens,
         )
         return row
 
@@ -215,10 +223,14 @@ def may_enter(s: State, rule: Any, r: int) -> bool:
 
 
 @inlined
-def _piece(s: State, rule: Any, left: int) -> int:
-    """Tokens of a prompt, of which `left` are left, that this step may run."""
+def _piece(s: State, rule: Any, left: int, read: int) -> int:
+    """Tokens of a prompt, of which `read` are read and `left` are left, that this step may run."""
     e, c = s.eng[0], rule[0]
     n = min(left, c.piece_tokens)
+    if c.stages > 0:
+        stage = min(read // c.stage_tokens, c.stages - 1)
+        step = c.step_tokens - (c.step_tokens - c.last_tokens) * stage // (c.stages - 1)
+        n = max(min(n, step - e.prefill_tokens - e.decode_tokens), int64(0))
     if c.undivided == 1 and n > e.budget and (n <= e.token_budget or e.prefills > 0):
         return int64(0)
     return n
@@ -237,7 +249,7 @@ def _go_on(s: State, rule: Any, decodes: bool, prefills: bool) -> None:
                 if decodes:
                     grant(s, r, int64(1), c.victim, NO_ORDER)
             elif prefills:
-                n = _piece(s, rule, known(s, r) - s.req[r].computed)
+                n = _piece(s, rule, known(s, r) - s.req[r].computed, int64(s.req[r].computed))
                 if n > 0:
                     grant(s, r, n, c.victim, NO_ORDER)
         if s.req[r].state != _RUNNING:
@@ -264,7 +276,7 @@ def _let_in(s: State, rule: Any, preempted: int) -> None:
         left = known(s, r) - s.req[r].computed
         if c.undivided == 1 and s.req[r].host_blocks == 0:
             left -= cached_blocks(s, r)[0] * e.block_tokens
-        n = _piece(s, rule, left)
+        n = _piece(s, rule, left, int64(s.req[r].computed))
         if n == 0 or admit(s, r, n, c.whole, spare if e.running > 0 else int64(0)) < 0:
             break
 

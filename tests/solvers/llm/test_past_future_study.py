@@ -22,7 +22,7 @@ def conservative() -> Conservative:
 
 
 def aggressive() -> Aggressive:
-    return Aggressive(limit=0.99, every=10)
+    return Aggressive(limit=0.99, every=10, with_prompt=True)
 
 
 def past_future() -> PastFuture:

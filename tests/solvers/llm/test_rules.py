@@ -98,6 +98,14 @@ def test_sarathi_fills_up_to_the_chunk_beside_the_decodes() -> None:
     assert pieces(record) == [(32, 0), (31, 1), (17, 1), (0, 1)]
 
 
+def test_sarathi_chunks_shrink_along_the_prompt() -> None:
+    """From 64 to 16 in three stages of 64 tokens: 64, then 40 with 64 and with 104 read, then 16s."""
+    record = run(at_once([200], [1]), Sarathi(chunk=64, watermark=0.0, last_chunk=16, stages=3, stage_tokens=64))
+    assert [n for n, _ in pieces(record)] == [64, 40, 40, 16, 16, 16, 8]
+    with pytest.raises(UsageError, match="last_tokens <= step_tokens"):
+        Sarathi(chunk=64, stages=3)
+
+
 def test_orca_runs_prompts_whole() -> None:
     """Budget 64: 50 and then 40 would need 90: the second waits for the next step. Sarathi would have cut it."""
     record = run(at_once([50, 40], [2, 1]), Orca(), token_budget=64)
