@@ -128,6 +128,7 @@ def test_group_relative_by_hand() -> None:
     returns = np.array([1, 3, 5, 5], np.float32)
     np.testing.assert_allclose(group_relative(returns, 2), [-1, 1, 0, 0])
     np.testing.assert_allclose(group_relative(returns, 2, leader=0.5), [-1, 1.5, 0, 0])
+    np.testing.assert_allclose(group_relative(returns, 2, least_spread=4.0), [-0.25, 0.25, 0, 0])
 
 
 def test_gae_with_lambda_one_is_return_to_go_minus_value() -> None:

@@ -116,9 +116,12 @@ def test_listed_choices_are_legal_different_and_at_least_two(graph: ShortName) -
 
 @pytest.mark.parametrize("graph", ["repack", "bindings"])
 def test_finishing_by_merit_is_taking_the_highest_merit_each_time(graph: ShortName) -> None:
-    whole, single = (Shortlists.of(instances(graph), graph, CONFIG) for _ in range(2))
+    whole, late, single = (Shortlists.of(instances(graph), graph, CONFIG) for _ in range(3))
     whole.begin()
     whole.finish()
+    late.begin(late=0.5)
+    arrived = late.batch.cluster.env["next_pod"] / late.batch.problem.size["num_pods"]
+    assert ((arrived >= 0.5) | late.batch.over).all()
     single.begin()
     while not single.batch.over.all():
         seen = single.observe()
@@ -129,6 +132,8 @@ def test_finishing_by_merit_is_taking_the_highest_merit_each_time(graph: ShortNa
         single.step(actions)
     for i in range(6):
         assert whole.batch.log(i).events() == single.batch.log(i).events()
+        begun = late.batch.log(i).events()
+        assert begun == single.batch.log(i).events()[: len(begun)]
 
 
 def test_clusters_with_every_kind_of_filter_are_played_by_the_rules() -> None:
