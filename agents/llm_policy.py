@@ -69,7 +69,8 @@ class ChoicePolicy:
         if self._spec.config.max_spec:
             grants[: int(h["decodes"]), 1] += self._draft(h)
         hold = int(hold_of_plan(sight))
-        through = _FINISH if len(view.waiting) == 0 else _NOTHING_ELSE
+        everyone = int(h["decodes"]) == int(h["running"]) and len(view.waiting) == 0
+        through = _FINISH if everyone and self._spec.profile.rebuild_s > 0 else _NOTHING_ELSE
         return Plan(grants=grants, preempt=out, hold_steps=hold, hold_through=through)
 
     def _draft(self, h: Any) -> int:

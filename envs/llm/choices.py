@@ -68,8 +68,8 @@ BRIEF = 4.0
 NO_REQUEST = -1
 
 POLL, UNTIL_EVENT = 8, 1 << 30
-"""Steps that only decode are made so many at a time: while others wait that there is a place for, and else, which is
-until a request comes or ends."""
+"""Steps that only decode are made so many at a time: while somebody pauses, or waits that there is a place for; and
+else, which is until a request comes or ends."""
 
 
 class Choices(NamedTuple):
@@ -536,7 +536,8 @@ def _take_away(sight: Sight, k: int) -> int:
 def hold_of(sight: Sight) -> int:
     """Times that a step which only decodes is to be made."""
     h = sight.head[0]
-    return POLL if h.waiting + h.preempted > 0 and h.places > 0 else UNTIL_EVENT
+    paused = h.running - h.preempted - h.decodes
+    return POLL if paused > 0 or (h.waiting + h.preempted > 0 and h.places > 0) else UNTIL_EVENT
 
 
 @compiled
