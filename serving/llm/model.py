@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.profile import load_profile
-from dispatchgym.serving.executor.kv_cache import blocks_that_fit
+from dispatchgym.serving.executor.build import fit_config, make_executor
 from dispatchgym.serving.executor.models import open_model
-from dispatchgym.serving.executor.torch_executor import TorchExecutor
 from dispatchgym.serving.llm.engine_loop import Parts
-
-GPU_MEMORY_FRACTION = 0.9
 
 
 def build_engine(
@@ -34,28 +30,9 @@ def build_engine(
         disable_progress_bar()  # type: ignore[no-untyped-call]
         write_demo(Path(folder))
     model = open_model(folder, device)
-    spec = model.spec
-    longest = min(max_len or spec.max_positions, spec.max_positions)
-    if kv_blocks == 0:
-        # What a step of this size holds beside weights and cache: activations of a few layers, and logits.
-        step_bytes = token_budget * (8 * spec.hidden + 4 * spec.mlp) * 4 + max_seqs * spec.vocabulary * 8
-        kv_blocks = blocks_that_fit(
-            spec, model.device, model.dtype, block_tokens, gpu_memory_fraction=GPU_MEMORY_FRACTION,
-            reserved_bytes=step_bytes,
-        )  # fmt: skip
-        kv_blocks = min(kv_blocks, -(-longest // block_tokens) * max_seqs)  # more would never be used
-    if longest > kv_blocks * block_tokens:
-        if max_len:
-            raise UsageError(
-                f"--max-len {max_len} is more than {kv_blocks} KV blocks hold; lower it or raise --kv-blocks"
-            )
-        longest = kv_blocks * block_tokens
-    config = EngineConfig(
+    wanted = EngineConfig(
         block_tokens=block_tokens, kv_blocks=kv_blocks, host_blocks=host_blocks, max_seqs=max_seqs,
-        token_budget=token_budget, max_len=longest,
+        token_budget=token_budget, max_len=max_len,
     )  # fmt: skip
-    executor = TorchExecutor(
-        model, kv_blocks=kv_blocks, max_seqs=max_seqs, block_tokens=block_tokens, host_blocks=host_blocks,
-        max_len=longest,
-    )  # fmt: skip
-    return Parts(config, load_profile(profile), executor)
+    config = fit_config(model, wanted)
+    return Parts(config, load_profile(profile), make_executor(model, config))
