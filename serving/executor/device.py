@@ -30,6 +30,10 @@ class HostCopy:
         else:
             self._tokens = tokens
 
+    def is_here(self) -> bool:
+        """They have come."""
+        return self._copied is None or bool(self._copied.query())
+
     def wait(self) -> I32:
         """The ids, once they are here."""
         if self._copied is not None:

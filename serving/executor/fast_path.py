@@ -22,8 +22,11 @@ class Flight(Protocol):
     rows: I32
     tokens: I32
 
+    def is_done(self) -> bool:
+        """The tokens are here."""
+
     def wait(self) -> None:
-        """Until the tokens are here."""
+        """Until they are."""
 
 
 class Steps(Protocol):
@@ -56,6 +59,10 @@ class PlainStep:
     def settle(self, sequences: Sequences) -> None:
         """Decide what the rows put out, all tokens of earlier steps being known."""
         put_out(self.request, sequences.row, self.emitted, self.stopped)
+
+    def is_here(self) -> bool:
+        """The tokens have come."""
+        return self._flight.is_done()
 
     def book(self, sequences: Sequences) -> None:
         """Wait for the tokens, and append them to their texts."""

@@ -48,6 +48,10 @@ class GraphFlight:
         self.tokens: I32 = tokens.numpy()
         self.done = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
+    def is_done(self) -> bool:
+        """The tokens are here."""
+        return bool(self.done.query())
+
     def wait(self) -> None:
         """Until the tokens are here."""
         self.done.synchronize()

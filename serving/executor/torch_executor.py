@@ -77,6 +77,10 @@ class _Pending:
     kept: Bool  # of the tokens
     tokens: HostCopy
 
+    def is_here(self) -> bool:
+        """The tokens have come."""
+        return self.tokens.is_here()
+
     def book(self, sequences: Sequences) -> None:
         """Wait for the tokens, and append them to their texts."""
         tokens = self.tokens.wait()[self.kept]
@@ -90,6 +94,9 @@ class TorchExecutor:
     Requests are made known by `add`, or asked from `source` when they first run. With `late`, a decoding step's tokens
     are read while the next step runs: a row that has come to a stop token is reported one step later, with nothing put
     out; `flush` waits for the rest. Steps that read prompts, verify drafts or keep log-probabilities are waited for.
+
+    Attributes:
+        is_late: tokens of plain decoding steps are read one step late.
 
     Args:
         kv_blocks, block_tokens, host_blocks, max_seqs: those of the engine's configuration.
@@ -114,7 +121,7 @@ class TorchExecutor:
         self.cache = KVCache(model.spec, kv_blocks, block_tokens, host_blocks, model.device, model.dtype)
         self.slots = SlotTable(max_seqs, -(-self.max_len // block_tokens) + 1, kv_blocks, model.device)
         self.decoder = Decoder(model.spec, model.weights, self.cache.tensor, ops or TorchOps(), model.add_up)
-        self._late = model.device.type == "cuda" if late is None else late
+        self.is_late = model.device.type == "cuda" if late is None else late
         self._source = source
         self._keep = keep
         self._sequences = Sequences()
@@ -203,9 +210,10 @@ class TorchExecutor:
         """
         began = time.perf_counter()
         if self._fast is not None and batch.group == NONE and not self._paused:
+            idle = self._pending is not None and self._pending.is_here()
             plain = self._fast.start(batch)
             if plain is not None:
-                return self._go_on(plain, began)
+                return self._go_on(plain, began, idle)
         return self._run_pass(batch, began, interrupt_s)
 
     @torch.inference_mode()
@@ -234,15 +242,15 @@ class TorchExecutor:
         back[0][order], back[1][order] = emitted, stopped
         return StepResult(self._clock.waited(began), back[0], back[1].astype(np.int8))
 
-    def _go_on(self, plain: PlainStep, began: float) -> StepResult:
-        """While a plain step runs, see to the one before."""
+    def _go_on(self, plain: PlainStep, began: float, idle: bool) -> StepResult:
+        """While a plain step runs, see to the one before. `idle`: that one had ended when this one began."""
         launched = time.perf_counter()
         previous_ended = self._pending is not None
         self.flush()
         plain.settle(self._sequences)
         self._pending = plain
-        if self._late:
-            seconds = self._clock.launched(began, launched, previous_ended=previous_ended)
+        if self.is_late:
+            seconds = self._clock.launched(began, launched, previous_ended=previous_ended, idle=idle)
         else:
             self.flush()
             plain.stopped |= self._sequences.row["ended"][plain.request]
@@ -351,7 +359,7 @@ class TorchExecutor:
         rows, sequences = work.rows, self._sequences
         wants = sequences.row["logprobs"][rows.request] >= 0
         tokens = self._draw(work, wants & (rows.picks > 0)) if len(work.inputs.host.picked) else None
-        if self._late and not len(rows.drafted) and not wants.any():
+        if self.is_late and not len(rows.drafted) and not wants.any():
             copy = HostCopy(tokens) if tokens is not None else None
             self.flush()
             ended = sequences.row["ended"][rows.request]

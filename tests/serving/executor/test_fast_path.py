@@ -35,6 +35,9 @@ class Flight:
         self.tokens: I32 = np.full(8, -5, np.int32)
         self.result: I32 | None = None
 
+    def is_done(self) -> bool:
+        return False
+
     def wait(self) -> None:
         assert self.result is not None
         self.tokens[: len(self.result)] = self.result
@@ -154,3 +157,17 @@ def test_steps_that_nobody_waits_for_are_laid_end_to_end(monkeypatch: pytest.Mon
     assert ends == pytest.approx([0.0, 20.0, 30.0, 40.0], abs=1e-5)
     now[0] = 45.0  # a step that is waited for, after the last of these ended at 40
     assert max(engine_s, 31.0) + clock.waited(31.0) == pytest.approx(45.0)
+
+
+def test_time_that_went_by_idly_is_nobodys_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 10; after the third nobody asks for 5,000, and then steps go on."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    clock, spent = StepClock(), []
+    for began, seen, idle in (
+        (0.0, 0.0, False), (1.0, 10.0, False), (11.0, 20.0, False),
+        (5000.0, 5000.0, True), (5001.0, 5010.0, False), (5011.0, 5020.0, False),
+    ):  # fmt: skip
+        now[0] = seen
+        spent.append(clock.launched(began, began, previous_ended=seen > 0, idle=idle))
+    assert spent[2:] == pytest.approx([10.0, 10.0, 10.0, 10.0], abs=1e-5)
