@@ -36,6 +36,6 @@ MEASURES = {
     "mean_gpu_allocation_pct": Measure("GPU allocation over time", more_is_better=True),
     "goodput_rps": Measure("requests in time a second", "", is_share=False, more_is_better=True),
     "goodput_tps": Measure("tokens in time a second", "", is_share=False, more_is_better=True),
-    "hindsight_pct": Measure("above the hindsight optimum"),
+    "hindsight_pct": Measure("above the best without preemption"),
 }
 """By the names that results.json and summary.json use."""

@@ -32,6 +32,8 @@ SCHEDULERS = Registry(
         "i-dlm-stationary": "dispatchgym.solvers.llm.stationary:Stationary",
         "exspec": "dispatchgym.solvers.llm.exspec:ExSpec",
         "eqspec": "dispatchgym.solvers.llm.exspec:EqSpec",
+        "oracle": "dispatchgym.solvers.llm.oracle:Oracle",
+        "menu": "dispatchgym.solvers.llm.menu:Menu",
     },
 )
 """Name -> class; every one is made without arguments, and takes its constants by keyword."""

@@ -8,7 +8,7 @@ from html import escape
 
 from dispatchgym.agents.evaluation.charts import Line, line_chart
 from dispatchgym.agents.evaluation.family import Column, Family, Finished, Kind, Remarks
-from dispatchgym.agents.evaluation.llm import suites
+from dispatchgym.agents.evaluation.llm import published, suites
 from dispatchgym.agents.evaluation.llm.evidence import write_evidence
 from dispatchgym.agents.evaluation.llm.judge import judged
 from dispatchgym.agents.evaluation.llm.policies import FORMS, parse_policy
@@ -109,7 +109,21 @@ def _figures(variant: str, finished: Finished, entries: Sequence[Entry]) -> str:
 
 
 def _remarks(finished: Finished) -> Remarks:
-    return Remarks()
+    """Ratios beside the published ones, constants that were tuned, who was best in hindsight, means over contests."""
+    values = published.values_of(finished)
+    lines, claims = published.claim_lines(values)
+    means = published.means_over_contests(values)
+    chosen: dict[tuple[str, str], dict[str, int]] = {}
+    for item, result in finished:
+        for key in ("tuned", "best"):
+            if key in result.notes:
+                counts = chosen.setdefault((item.problem.variant, item.policy.name), {})
+                counts[result.notes[key]] = counts.get(result.notes[key], 0) + 1
+    for (world, policy), counts in chosen.items():
+        said = ", ".join(f"{name} {count}" for name, count in sorted(counts.items(), key=lambda c: -c[1]))
+        lines.append((world, f"{policy} was, in so many runs: {said}"))
+    lines += [(next(iter(values)), line) for line in published.mean_lines(means)]
+    return Remarks(lines, {"claims": claims, "means_over_contests": means})
 
 
 def _tiny(problem: LlmProblem) -> LlmProblem:

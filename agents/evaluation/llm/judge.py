@@ -36,7 +36,17 @@ def judged(timed: Result, problem: LlmProblem, answer: LlmAnswer, scenario: Scen
         "end_s": record.end_s,
         **{name: [round(float(x), 4) for x in getattr(over_time, name)] for name in ("kv", "waiting", "running")},
     }
-    return replace(timed, value=metrics[problem.metric], decisions=record.decisions, metrics=metrics)
+    return replace(timed, value=value_of(problem, answer, scenario), decisions=record.decisions, metrics=metrics)
+
+
+def value_of(problem: LlmProblem, answer: LlmAnswer, scenario: Scenario) -> float:
+    """What the run is worth: the problem's metric."""
+    record = answer.record
+    if problem.metric != "hindsight_pct":
+        return float(getattr(measure(record), problem.metric))
+    assert scenario.hindsight is not None
+    best = scenario.hindsight.bound - float(scenario.workload.arrival_s.sum())
+    return 100.0 * (float((record.requests.finish_s - record.workload.arrival_s).sum()) / best - 1.0)
 
 
 def flat(found: Metrics) -> dict[str, Any]:

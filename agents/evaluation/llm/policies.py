@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,11 @@ import numpy as np
 from dispatchgym.agents import bundle as bundles
 from dispatchgym.agents.bundle import Bundle
 from dispatchgym.agents.evaluation.family import AnyPolicy, Kind
+from dispatchgym.agents.evaluation.llm import tuned
+from dispatchgym.agents.evaluation.llm.judge import value_of
 from dispatchgym.agents.evaluation.llm.problem import WORLDS, LlmAnswer, LlmProblem, Run, Scenario
+from dispatchgym.agents.evaluation.measures import MEASURES
+from dispatchgym.agents.evaluation.solver_policies import ortools_version
 from dispatchgym.agents.llm_policy import ChoicePolicy
 from dispatchgym.agents.runtime import RuntimeName
 from dispatchgym.agents.simulation.names import scheduler
@@ -24,10 +28,17 @@ from dispatchgym.envs.llm.policy import CompiledPolicy, Policy
 from dispatchgym.envs.llm.simulate import simulate
 from dispatchgym.envs.registry import Registry, unknown_name
 from dispatchgym.solvers.llm.schedulers import SCHEDULERS
+from dispatchgym.solvers.llm.timetable import Timetable
 
 EVERYWHERE: frozenset[str] = frozenset(WORLDS)
 
 Make = Callable[[], Policy | CompiledPolicy]
+
+PORTFOLIO = (
+    "oracle", "mc-sf", "srtf", "batch-llm+lengths=oracle", "flow-prefill", "laps", "i-dlm-stationary", "eb-plus",
+    "vllm", "sarathi", "aggressive",
+)  # fmt: skip
+"""What the best in hindsight is chosen from."""
 
 DRAWS = frozenset(("past-future", "trail", "ltr", "batch-llm"))
 """Schedulers whose runs depend on the seed even where the requests do not."""
@@ -63,6 +74,118 @@ class SchedulerPolicy:
 
     def prepare(self, problem: LlmProblem) -> Run:
         return serve(self.make, problem)
+
+
+@dataclass(frozen=True, slots=True)
+class TunedScheduler:
+    """A scheduler with the constants that were best on the training workloads of the contest at hand; its usual ones
+    in a contest where nothing of it is tuned."""
+
+    scheduler: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.scheduler}+tuned"
+
+    @property
+    def kind(self) -> Kind:
+        return parse_scheduler(self.scheduler).kind
+
+    @property
+    def variants(self) -> frozenset[str]:
+        return EVERYWHERE
+
+    @property
+    def is_random(self) -> bool:
+        return self.scheduler in DRAWS
+
+    def builder(self, variant: str) -> str | None:
+        return None
+
+    def versions(self) -> dict[str, str | int]:
+        return {"numba": numba.__version__, "numpy": np.__version__, "tuned": tuned.digest()}
+
+    def prepare(self, problem: LlmProblem) -> Run:
+        spec = tuned.table().get(problem.variant, {}).get(self.scheduler, self.scheduler)
+        return serve(scheduler(spec), problem, {"tuned": spec})
+
+
+@dataclass(frozen=True, slots=True)
+class BestInHindsight:
+    """Of several schedulers, some told output lengths, the one that turned out best on these very requests."""
+
+    schedulers: tuple[str, ...] = PORTFOLIO
+
+    @property
+    def name(self) -> str:
+        return "best-in-hindsight"
+
+    @property
+    def kind(self) -> Kind:
+        return "clairvoyant"
+
+    @property
+    def variants(self) -> frozenset[str]:
+        return EVERYWHERE
+
+    @property
+    def is_random(self) -> bool:
+        return False
+
+    def builder(self, variant: str) -> str | None:
+        return None
+
+    def versions(self) -> dict[str, str | int]:
+        return {"numba": numba.__version__, "numpy": np.__version__}
+
+    def prepare(self, problem: LlmProblem) -> Run:
+        runs = {name: serve(scheduler(name), problem) for name in self.schedulers}
+        better = MEASURES[problem.metric].better
+
+        def run(scenario: Scenario, seed: int) -> LlmAnswer:
+            answers = {name: each(replace(scenario, watch=None), seed) for name, each in runs.items()}
+            values = {name: better(value_of(problem, answer, scenario)) for name, answer in answers.items()}
+            best = min(values, key=values.__getitem__)
+            answer = answers[best] if scenario.watch is None else runs[best](scenario, seed)
+            return replace(answer, notes={"best": best})
+
+        return run
+
+
+@dataclass(frozen=True, slots=True)
+class HindsightPolicy:
+    """The optimum that gaps are measured against, as CP-SAT found it, carried out on the engine."""
+
+    @property
+    def name(self) -> str:
+        return "hindsight"
+
+    @property
+    def kind(self) -> Kind:
+        return "solver"
+
+    @property
+    def variants(self) -> frozenset[str]:
+        return frozenset(("small",))
+
+    @property
+    def is_random(self) -> bool:
+        return False
+
+    def builder(self, variant: str) -> str | None:
+        return None
+
+    def versions(self) -> dict[str, str | int]:
+        return {"ortools": ortools_version()}
+
+    def prepare(self, problem: LlmProblem) -> Run:
+        def run(scenario: Scenario, seed: int) -> LlmAnswer:
+            found = scenario.hindsight
+            assert found is not None, "the world 'small' has a hindsight optimum"
+            answer = serve(lambda: Timetable(found.start), problem)(scenario, seed)
+            return replace(answer, status=found.status)
+
+        return run
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +245,9 @@ def serve(make: Make, problem: LlmProblem, notes: dict[str, Any] | None = None) 
     times = problem.instance.step_times()
 
     def run(scenario: Scenario, seed: int) -> LlmAnswer:
-        record = simulate(scenario.workload, make(), problem.instance.engine, times, scenario.seed)
+        record = simulate(
+            scenario.workload, make(), problem.instance.engine, times, scenario.seed, executor=scenario.watch
+        )
         return LlmAnswer(record, notes=notes or {})
 
     return run
@@ -133,6 +258,8 @@ POLICIES = Registry(
     "scheduler",
     {
         **dict.fromkeys(SCHEDULERS, f"{HERE}.policies:parse_scheduler"),
+        "best-in-hindsight": f"{HERE}.policies:parse_best",
+        "hindsight": f"{HERE}.policies:parse_hindsight",
         "merit": f"{HERE}.policies:parse_merit",
         "bundle": f"{HERE}.policies:parse_bundle",
     },
@@ -142,6 +269,10 @@ POLICIES = Registry(
 FORMS = (
     (", ".join(SCHEDULERS), "a published scheduler; docs/simulate.md says what each is"),
     ("SCHEDULER+NAME=VALUE", "with a constant of its own, such as sarathi+chunk=256"),
+    ("SCHEDULER+tuned", "with the constants that were best on the training workloads of each contest"),
+    ("menu", "of nine schedulers the one that a simulation of the last 100 requests found best; no learning"),
+    ("oracle, best-in-hindsight", "told output lengths; and the best of eleven on these very requests"),
+    ("hindsight", "llm/small: the optimum without preemption, by CP-SAT"),
     ("merit", "the rule that learned schedulers start from"),
     ("bundle:NAME, bundle:PATH", "a learned scheduler"),
 )
@@ -163,14 +294,38 @@ def parse_policy(spec: str, delta: float = 0.0) -> AnyPolicy:
     return policy
 
 
-def parse_scheduler(spec: str) -> SchedulerPolicy:
+def parse_scheduler(spec: str) -> SchedulerPolicy | TunedScheduler:
     """`NAME` or `NAME+CONSTANT=VALUE`."""
+    if spec.endswith("+tuned"):
+        return _tuned(spec)
     make = scheduler(spec)
     try:
         made = make()
     except TypeError as error:
         raise UsageError(f"scheduler {spec!r}: {error}") from error
     return SchedulerPolicy(spec, make, "clairvoyant" if made.oracle else "rule")
+
+
+def _tuned(spec: str) -> TunedScheduler:
+    name = spec.removesuffix("+tuned")
+    known = sorted({each for found in tuned.table().values() for each in found})
+    if name not in known:
+        raise unknown_name("tuned scheduler", spec, [f"{each}+tuned" for each in known])
+    return TunedScheduler(name)
+
+
+def parse_best(spec: str) -> BestInHindsight:
+    """`best-in-hindsight`, which has no options."""
+    if spec.lower() != "best-in-hindsight":
+        raise UsageError(f"policy {spec!r}: best-in-hindsight has no options")
+    return BestInHindsight()
+
+
+def parse_hindsight(spec: str) -> HindsightPolicy:
+    """`hindsight`, which has no options."""
+    if spec.lower() != "hindsight":
+        raise UsageError(f"policy {spec!r}: hindsight has no options")
+    return HindsightPolicy()
 
 
 def parse_merit(spec: str) -> SchedulerPolicy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,12 @@ import numpy as np
 from dispatchgym.agents.simulation.runs import with_slos
 from dispatchgym.envs.llm import workloads
 from dispatchgym.envs.llm.config import EngineConfig
+from dispatchgym.envs.llm.executor import Executor
 from dispatchgym.envs.llm.profile import Profile, load_profile
 from dispatchgym.envs.llm.record import Record
+from dispatchgym.envs.llm.state import State
 from dispatchgym.envs.llm.workload import Workload
+from dispatchgym.solvers.llm.hindsight import Hindsight, Requests, solve
 
 WORLDS: dict[str, str] = {
     "past-future": "Admission under KV pressure (Past-Future)",
@@ -106,15 +109,24 @@ class Traffic:
 
     def step_times(self) -> Profile:
         """The profile with this contest's terms."""
-        return replace(load_profile(self.profile), **dict(self.terms))
+        terms: dict[str, Any] = dict(self.terms)
+        return replace(load_profile(self.profile), **terms)
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What a seed draws: the requests, and the seed of the engine and of the scheduler, the same for every policy."""
+    """What a seed draws, the same for every policy.
+
+    Args:
+        workload: the requests. seed: of the engine and of the scheduler.
+        hindsight: in the world "small", the best without preemption.
+        watch: makes what runs the steps, where somebody looks on.
+    """
 
     workload: Workload
     seed: int
+    hindsight: Hindsight | None = None
+    watch: Callable[[State], Executor] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +174,20 @@ class LlmProblem:
 
     def scenario(self, seed: int) -> Scenario:
         """The requests of `seed`: the same for every policy, and for every load of the same kind of traffic."""
-        return Scenario(self.instance.draw(self.first_seed + seed if self.varies else 0), seed)
+        drawn = self.first_seed + seed if self.varies else 0
+        if self.variant == "small":
+            return Scenario(*_in_rounds(self.instance, drawn, seed))
+        return Scenario(self.instance.draw(drawn), seed)
+
+
+@lru_cache(maxsize=64)
+def _in_rounds(traffic: Traffic, drawn: int, seed: int) -> tuple[Workload, int, Hindsight]:
+    """Requests that arrive at whole rounds, and the best that can be done with them."""
+    workload = traffic.draw(drawn)
+    arrival = np.ceil(workload.arrival_s - 1e-9).astype(np.int64)
+    requests = Requests(workload.prompt_tokens.tolist(), workload.output_tokens.tolist(), arrival.tolist())
+    found = solve(requests, traffic.engine.kv_blocks, most=traffic.engine.max_seqs)
+    return replace(workload, arrival_s=arrival.astype(np.float64)), seed, found
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,38 +109,68 @@ def _exspec() -> list[tuple[str, Traffic]]:
     return [("480 prompts", _traffic("exspec", "480", replace(LARGE, max_spec=5), 480, terms=terms))]
 
 
+ROUNDS = tuple(
+    {"base_s": 1.0, **dict.fromkeys(("weights_s", "token_s", "pair_s", "context_s", "pause_s"), 0.0)}.items()
+)
+"""Step times of the small traces: a round of one second, whatever it holds."""
+
+SMALL_KV, SMALL_REQUESTS = 20, 8
+
+
+def _small() -> list[LlmProblem]:
+    engine = EngineConfig(block_tokens=1, kv_blocks=SMALL_KV, host_blocks=SMALL_KV, prefix_caching=False)
+    parameters = {"all at once": 0.0, "0.3 a round": 0.3}
+    return [
+        LlmProblem(
+            "llm/small",
+            group,
+            _traffic("mc-sf", group, engine, SMALL_REQUESTS, terms=ROUNDS, memory_tokens=SMALL_KV, rate_per_s=rate),
+            "small",
+        )
+        for group, rate in parameters.items()
+    ]
+
+
 SIMPLE = "vllm,vllm-lcf,sglang,sarathi,eb-plus,edf,least-slack"
+
+TUNED = "vllm+tuned,past-future,past-future+tuned,flow-prefill,flow-prefill+tuned,laps,batch-llm+lengths=max"
 
 CONTESTS: dict[str, tuple[str, Callable[[], list[tuple[str, Traffic]]], str]] = {
     "past-future": (
         "Past-Future (arXiv 2507.10150): tokens in time under KV pressure, its three length distributions",
         _past_future,
-        "vllm,past-future,past-future+window=40,aggressive,conservative,sglang,sarathi,vllm-lcf,mc-sf,srtf",
+        "vllm,vllm+tuned,past-future,past-future+tuned,aggressive+tuned,conservative+tuned,sglang+tuned,sarathi+tuned,"
+        "vllm-lcf,menu,mc-sf,oracle,best-in-hindsight",
     ),
     "flow-prefill": (
         "FlowPrefill (arXiv 2602.16603): prompts of four classes with their deadlines, four rates",
         _flow_prefill,
-        "vllm,flow-prefill,flow-prefill+preempt=false,edf,least-slack,sarathi,sglang,laps",
+        "vllm,vllm+tuned,flow-prefill,flow-prefill+tuned,flow-prefill+preempt=false,edf,least-slack,sarathi+tuned,"
+        "sglang,laps+tuned,menu,oracle,best-in-hindsight",
     ),
     "laps": (
         "LAPS (arXiv 2601.11589): short prompts between long ones, 0.4 s to the first token, four rates",
         _laps,
-        "sglang,vllm,laps,sarathi,edf,least-slack,flow-prefill",
+        "sglang,vllm,vllm+tuned,laps,laps+tuned,sarathi+tuned,edf,least-slack,flow-prefill+tuned,menu,oracle,"
+        "best-in-hindsight",
     ),
     "batch-llm": (
         "BatchLLM (arXiv 2412.03594): an offline batch with shared prefixes, two sizes of the pool",
         _batch_llm,
-        "vllm,batch-llm,sglang+order=lpm,sglang,eb-plus,sarathi",
+        "vllm,vllm+tuned,batch-llm,batch-llm+tuned,batch-llm+lengths=max,sglang+order=lpm,sglang+tuned,eb-plus+tuned,"
+        "sarathi+tuned,menu,oracle,best-in-hindsight",
     ),
     "i-dlm": (
         "I-DLM (arXiv 2604.11035): strides of four tokens, 1 to 64 requests at a time",
         _i_dlm,
-        "i-dlm-stationary+steps=1,i-dlm-stationary,i-dlm-stationary+stride=1,vllm",
+        "i-dlm-stationary+steps=1,i-dlm-stationary,i-dlm-stationary+tuned,i-dlm-stationary+stride=1,vllm,menu,oracle,"
+        "best-in-hindsight",
     ),
     "exspec": (
         "EXSPEC (arXiv 2510.22876): batched speculative decoding where unequal lengths must be realigned",
         _exspec,
-        "eqspec,exspec,eqspec+batch=8,exspec+batch=8,eqspec+batch=1,orca+max_running=16",
+        "eqspec,exspec,eqspec+batch=8,exspec+batch=8,eqspec+batch=1,eqspec+tuned,exspec+tuned,orca+max_running=16,"
+        "vllm,menu,oracle,best-in-hindsight",
     ),
 }
 """Paper -> summary, traffic of each group, policies."""
@@ -179,7 +209,16 @@ SUITES: dict[str, LlmSuite] = {
     for suite in (
         LlmSuite("llm/smoke", "three small contests: seconds", _smoke, "vllm,sglang,flow-prefill,mc-sf", 2),
         *map(_contest, CONTESTS),
-        LlmSuite("llm/all", "all six contests, and the mean over them", _all, f"{SIMPLE},past-future,flow-prefill", 3),
+        LlmSuite(
+            "llm/small",
+            f"{SMALL_REQUESTS} tiny requests, rounds of one step: gaps to the best without preemption, by CP-SAT",
+            _small,
+            "vllm,mc-sf,hindsight,past-future,sglang,srtf,conservative,aggressive,vllm-lcf",
+            10,
+        ),
+        LlmSuite(
+            "llm/all", "all six contests, and the mean over them", _all, f"{SIMPLE},{TUNED},menu,best-in-hindsight", 3
+        ),
     )
 }
 

@@ -109,12 +109,12 @@ def test_past_future_starts_with_half_a_memory_of_the_longest() -> None:
 
 
 def test_mc_sf_takes_the_shortest_first_while_the_peak_fits() -> None:
-    """Shortest outputs first: 2, 5, 9 for prompts of 16: the pool of 4 blocks, less one half-full block a request."""
+    """Shortest outputs first: 2, 5, 9 for prompts of 16; a request's last block may hold but one token."""
     waiting = [{"prompt_tokens": 16, "max_new_tokens": 50}] * 3
     policy = ready(McSf())
-    for blocks, expected in ((4, [101]), (5, [101, 102]), (8, [101, 102, 100])):
-        # 101 alone: 18 of (b - 1) * 16; with 102: max(16 + 5, 32 + 2 * 2) = 36 of (b - 2) * 16;
-        # with 100: max(16 + 9, 32 + 2 * 5, 48 + 3 * 2) = 54 of (b - 3) * 16
+    for blocks, expected in ((3, [101]), (4, [101, 102]), (5, [101, 102]), (6, [101, 102, 100])):
+        # Before its last token, 101 alone holds 17 tokens in 2 blocks; with 102 both hold 17 in 4 blocks, then 102
+        # holds 20; with 100 all three hold 17 in 6 blocks, then two hold 20 in 4.
         plan = policy.decide(view([], waiting, kv_blocks=blocks, outputs=[9, 2, 5]))
         assert [r for r, _ in plan.grants] == expected
 
