@@ -83,7 +83,10 @@ def _of_engines(
     rng = np.random.default_rng(seed)
     for first, second in sizes:
         number = first * second
-        serving = draw(rng, DrawConfig(requests=(number, number), longest=256, mixes=("prefixes",), load=(2.0, 2.0), prefill_only=0.0))
+        serving = draw(
+            rng,
+            DrawConfig(requests=(number, number), longest=256, mixes=("prefixes",), load=(2.0, 2.0), prefill_only=0.0),
+        )
         batch = EngineBatch(1, Room.of([serving]), config)
         batch.load(0, serving)
         batch.begin()

@@ -160,7 +160,7 @@ def padded(batch: EngineBatch, rows: dict[str, int]) -> padding.Padded:
 def _executor(name: str) -> MakeExecutor | None:
     if name == "simulated":
         return None
-    module, colon, attribute = name.partition(":")
+    module, _, attribute = name.partition(":")
     try:
         made: MakeExecutor = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:

@@ -32,7 +32,7 @@ class HostCopy:
 
     def is_here(self) -> bool:
         """They have come."""
-        return self._copied is None or bool(self._copied.query())
+        return self._copied is None or bool(self._copied.query())  # type: ignore[no-untyped-call]
 
     def wait(self) -> I32:
         """The ids, once they are here."""

@@ -50,7 +50,7 @@ class GraphFlight:
 
     def is_done(self) -> bool:
         """The tokens are here."""
-        return bool(self.done.query())
+        return bool(self.done.query())  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
         """Until the tokens are here."""

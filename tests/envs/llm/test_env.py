@@ -228,8 +228,8 @@ def test_errors_name_the_way_out() -> None:
         env.reset(options={"instance": 1})
     with pytest.raises(UsageError, match="table of"):
         EngineBatch(1, Room.of(problems(1)), ChoicesConfig(merit=((1.0,),)))
+    small = EngineBatch(1, Room.of(problems(1)))
     with pytest.raises(UsageError, match="room"):
-        small = EngineBatch(1, Room.of(problems(1)))
         small.load(0, draw(np.random.default_rng(0), DrawConfig(requests=(60, 60), longest=512)))
     assert KINDS[RUN] == "run"
     assert NUM_COLUMNS == 43
