@@ -8,7 +8,8 @@ What is drawn, each independently unless said otherwise (U: uniform, L: log-unif
 - engine: 8 to 64 places; steps of 64 to 2,048 tokens; a pool for U(0.25, 0.9) of the places at their mean length
   (pressed) or for all of them (roomy), evenly.
 - traffic: one of the mixes below, one in four with prompts alone, as on an engine that only prefills; arrivals
-  Poisson (half), gamma of deviation L(1, 3), bursts, or all at once (one in twelve); load L(0.5, 2.2) of what the engine could carry if every batch were full.
+  Poisson (half), gamma of deviation L(1, 3), bursts, or all at once (one in twelve); load L(0.5, 2.2) of what the
+  engine could carry if every batch were full.
 - bounds: on the first token L(6, 300) of the shortest steps plus U(1.5, 8) times the prompt's own reading, by class
   (half) or one for all, at its mean prompt; none for one draw in ten; on later tokens L(2, 12) shortest steps, or
   none (one in five); means (two thirds) or longest gaps.
