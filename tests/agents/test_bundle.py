@@ -116,7 +116,7 @@ def test_missing_and_truncated_files_are_refused(tmp_path: Path) -> None:
         ("extra", 1, "keys missing or not known: extra"),
         ("name", "../../x y", "is not one of letters"),
         ("family", "packing", "keys missing or not known: choices, shop"),
-        ("family", "llm", "is not that of graph"),
+        ("family", "chess", "is not that of graph"),
         ("graph", ["jobs"], "is not known"),
         ("training", "long", "must be an object"),
         ("fallback", "pilot", "is not a rule"),
