@@ -112,9 +112,7 @@ class TunedScheduler:
 
 @dataclass(frozen=True, slots=True)
 class BestInHindsight:
-    """Of several schedulers, some told output lengths, the one that turned out best on these very requests."""
-
-    schedulers: tuple[str, ...] = PORTFOLIO
+    """Of PORTFOLIO and all that is tuned for the contest, the one that turned out best on these very requests."""
 
     @property
     def name(self) -> str:
@@ -136,10 +134,11 @@ class BestInHindsight:
         return None
 
     def versions(self) -> dict[str, str | int]:
-        return {"numba": numba.__version__, "numpy": np.__version__}
+        return {"numba": numba.__version__, "numpy": np.__version__, "tuned": tuned.digest()}
 
     def prepare(self, problem: LlmProblem) -> Run:
-        runs = {name: serve(scheduler(name), problem) for name in self.schedulers}
+        names = (*PORTFOLIO, *tuned.table().get(problem.variant, {}).values())
+        runs = {name: serve(scheduler(name), problem) for name in names}
         better = MEASURES[problem.metric].better
 
         def run(scenario: Scenario, seed: int) -> LlmAnswer:
@@ -271,7 +270,7 @@ FORMS = (
     ("SCHEDULER+NAME=VALUE", "with a constant of its own, such as sarathi+chunk=256"),
     ("SCHEDULER+tuned", "with the constants that were best on the training workloads of each contest"),
     ("menu", "of nine schedulers the one that a simulation of the last 100 requests found best; no learning"),
-    ("oracle, best-in-hindsight", "told output lengths; and the best of eleven on these very requests"),
+    ("oracle, best-in-hindsight", "told output lengths; and the best of eleven and all tuned on these very requests"),
     ("hindsight", "llm/small: the optimum without preemption, by CP-SAT"),
     ("merit", "the rule that learned schedulers start from"),
     ("bundle:NAME, bundle:PATH", "a learned scheduler"),

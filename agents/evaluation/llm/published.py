@@ -55,7 +55,7 @@ CLAIMS = (
         at_most=True,
     ),
     Claim(
-        "laps", "laps", "sglang", "1.2 requests a second on one instance",
+        "laps", "laps", "sglang", "1.2 (requests a second at the SLO, one instance)",
         "Beyond the knee first come, first served loses nearly all short prompts, so the ratio is greater than at the "
         "paper's operating point; any order that spares short prompts gains as much.",
         at_most=True,
