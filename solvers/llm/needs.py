@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 NEEDS: Mapping[str, frozenset[str]] = {
     "oracle": frozenset({"lengths", "segments"}),
+    "menu": frozenset({"segments", "wait", "pins", "drafts"}),
     "mc-sf": frozenset({"lengths"}),
     "srtf": frozenset({"lengths"}),
     "trail": frozenset({"lengths"}),

@@ -146,5 +146,5 @@ def test_the_menu_takes_what_the_traffic_asks_for() -> None:
     )
     menu = Menu(window=60)
     simulate(traffic, menu, EngineConfig())
-    assert len(menu.choices) == 3  # after 30, 90 and 150
+    assert len(menu.choices) == 6  # after 8, 16, 32, 64, 124 and 184
     assert "flow-prefill" in menu.choices
