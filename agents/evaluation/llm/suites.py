@@ -139,7 +139,7 @@ CONTESTS: dict[str, tuple[str, Callable[[], list[tuple[str, Traffic]]], str]] = 
     "past-future": (
         "Past-Future (arXiv 2507.10150): tokens in time under KV pressure, its three length distributions",
         _past_future,
-        "vllm,vllm+tuned,past-future,past-future+tuned,aggressive+tuned,conservative+tuned,sglang+tuned,sarathi+tuned,"
+        "vllm,vllm+tuned,past-future,past-future+tuned,aggressive,conservative,conservative+tuned,sglang+tuned,sarathi+tuned,"
         "vllm-lcf,menu,mc-sf,oracle,best-in-hindsight",
     ),
     "flow-prefill": (
