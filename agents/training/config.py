@@ -54,6 +54,7 @@ class PPOConfig:
         node_budget: most graph nodes of a gradient step: bounds the memory whatever the shops' sizes. With 3 layers of
             width 128 a step keeps about 11 kB a node, in bf16 6 kB.
         clip: of the probability ratio.
+        target_kl: an update stops once its mean divergence from the policy that played is 1.5 times this; 0 for never.
         entropy: weight of the entropy bonus.
         value: weight of the value loss; 0 without a critic ("group" advantages need none), some 0.05 with one: the
             layers are shared, and a large weight makes them serve the critic alone.
@@ -75,6 +76,7 @@ class PPOConfig:
     minibatch: int = 32_768
     node_budget: int = 1_500_000
     clip: float = 0.2
+    target_kl: float = 0.0
     entropy: float = 0.002
     value: float = 0.0
     max_grad_norm: float = 0.5
@@ -91,6 +93,8 @@ class PPOConfig:
         for name in ("learning_rate", "clip", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"ppo.{name} is {getattr(self, name)}; it must be above 0")
+        if self.target_kl < 0:
+            raise UsageError(f"ppo.target_kl is {self.target_kl}; it must be at least 0, which never stops an update")
         if not 0.0 < self.share <= 1.0:
             raise UsageError(f"ppo.share is {self.share}; it must be above 0 and at most 1")
         if self.advantage == "gae" and not self.value > 0:

@@ -73,6 +73,7 @@ def build(config: TrainConfig) -> PPO:
         gamma=ppo.gamma,
         gae_lambda=ppo.gae_lambda,
         clip_range=ppo.clip,
+        target_kl=ppo.target_kl or None,
         normalize_advantage=False,  # the buffer does, over the whole rollout
         ent_coef=ppo.entropy,
         vf_coef=ppo.value,

@@ -8,8 +8,8 @@ What is drawn, each independently unless said otherwise (U: uniform, L: log-unif
 - engine: 8 to 64 places; steps of 64 to 2,048 tokens; a pool for U(0.25, 0.9) of the places at their mean length
   (pressed) or for all of them (roomy), evenly.
 - traffic: one of the mixes below, one in four with prompts alone, as on an engine that only prefills; arrivals
-  Poisson (half), gamma of deviation L(1, 3), bursts, or all at once (one in twelve); load L(0.5, 2.2) of what the
-  engine could carry if every batch were full.
+  Poisson (half), gamma of deviation L(1, 3), or bursts; load L(0.5, 2.2) of what the engine could carry if every batch
+  were full. One problem in eight is a batch that is all there at the start, three in four of these without bounds.
 - bounds: on the first token L(6, 300) of the shortest steps plus U(1.5, 8) times the prompt's own reading, by class
   (half) or one for all, at its mean prompt; none for one draw in ten; on later tokens L(2, 12) shortest steps, or
   none (one in five); means (two thirds) or longest gaps.
@@ -69,6 +69,7 @@ class DrawConfig:
         longest: tokens of a prompt and of an output, at most. Prompts up to three quarters of it, outputs a quarter.
         load: range of the arrival rate, as a share of what the engine could carry.
         prefill_only: share of problems whose requests all end with their first token.
+        offline: share of problems whose requests are all there at the start.
         mixes: kinds of traffic, names in MIXES.
     """
 
@@ -76,6 +77,7 @@ class DrawConfig:
     longest: int = 1024
     load: tuple[float, float] = (0.5, 2.2)
     prefill_only: float = 0.25
+    offline: float = 0.125
     mixes: tuple[str, ...] = ("chat", "code", "classes", "short-long", "uniform", "prefixes", "tenants")
 
     def __post_init__(self) -> None:
@@ -194,9 +196,12 @@ def draw(rng: np.random.Generator, config: DrawConfig | None = None) -> Serving:
         traffic = replace(traffic, output=np.ones(n, np.int64), most=np.ones(n, np.int64))
     profile = draw_profile(rng)
     engine = _engine(rng, traffic, c.longest)
-    times = _arrivals(rng, traffic, profile, engine, n, c.load)
+    offline = rng.random() < c.offline
+    times = np.zeros(n) if offline else _arrivals(rng, traffic, profile, engine, n, c.load)
     unit = profile.base_s + profile.weights_s
     bounds, kind = _bounds(rng, traffic, profile, unit)
+    if offline and rng.random() < 0.75:
+        bounds = {}
     workload = arranged(
         times, traffic.prompt, traffic.output, max_new_tokens=np.maximum(traffic.most, traffic.output),
         slo_kind=kind, class_id=traffic.of, class_names=tuple(f"class {k}" for k in range(int(traffic.of.max()) + 1)),
@@ -247,9 +252,7 @@ def _arrivals(
     own = float(traffic.output.mean()) * step / batch + float(traffic.prompt.mean()) * profile.token_s
     rate = _log_uniform(rng, *load) / own
     way = rng.random()
-    if way < 1 / 12:
-        return np.zeros(n)
-    if way < 0.55:
+    if way < 0.5:
         return poisson(rng, n, rate)
     if way < 0.8:
         return gamma(rng, n, rate, cv=_log_uniform(rng, 1.0, 3.0))

@@ -49,6 +49,7 @@ def test_an_unknown_key_offers_the_closest(override: str, message: str) -> None:
         ("instances.sizes=[[3]]", r"instances.sizes\[0\] is \[3\]; it must be a list of 2"),
         ("policy.encoder.hubs=1", "must be bool"),
         ("ppo.clip=-1", "ppo.clip is -1"),
+        ("ppo.target_kl=-1", "ppo.target_kl is -1"),
         ("ppo.share=0", "ppo.share is 0"),
         ("ppo.advantage=gae", "need a critic"),
         ("iterations=0", "at least 1"),
