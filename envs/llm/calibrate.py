@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,15 +12,22 @@ import numpy.typing as npt
 from ortools.linear_solver import pywraplp  # type: ignore[import-untyped]
 
 from dispatchgym.envs.api import UsageError
-from dispatchgym.envs.llm.profile import Profile
+from dispatchgym.envs.llm.profile import Decoding, Profile
 
 F64 = npt.NDArray[np.float64]
 
 COLUMNS = ("base_s", "token_s", "row_s", "pair_s", "context_s", "chunk_s", "mixed_s")
 """Coefficients that are fitted; `weights_s` comes with `token_s`, from the batch size up to which a step is as long."""
 
+DECODING_COLUMNS = ("base_s", "token_s", "row_s", "context_s", "spread_s")
+"""Those of steps that decode one token a request, where such steps are captured."""
+
 KNEES = 24
 """Batch sizes that are tried for that, and once more between the neighbours of the best."""
+
+HOST_SHARE, ROUNDS = 0.3, 3
+"""Of steps that are not captured, the share that runs the fewest tokens is taken to wait for the host; the others for
+the device, which is corrected so many times by what the fit then says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,16 @@ class StepCost:
     pairs: int
     read: int
     seconds: float
+
+    @property
+    def is_plain(self) -> bool:
+        """Everyone decodes one token."""
+        return self.prefills == 0 and self.decode_tokens == self.decodes
+
+    @property
+    def is_mixed(self) -> bool:
+        """Some decode, and some read their prompts."""
+        return self.prefills > 0 and self.decodes > 0
 
 
 def step_cost(
@@ -72,11 +90,14 @@ def positions(profile: Profile, steps: Sequence[StepCost]) -> F64:
 
 def predict(profile: Profile, steps: Sequence[StepCost]) -> F64:
     """Seconds of each step by the profile, shape (steps,)."""
-    terms = np.array([getattr(profile, name) for name in COLUMNS])
-    columns = _columns(profile, steps, 0.0)
-    columns[:, 1] = 0.0
-    work: F64 = np.maximum(profile.weights_s, profile.token_s * positions(profile, steps))
-    return np.asarray(columns @ terms + work, np.float64)
+    run = positions(profile, steps)
+    d = profile.plain_decoding
+    seconds = np.maximum(
+        _work(_columns(steps, run), [getattr(profile, name) for name in COLUMNS], profile.weights_s),
+        [profile.host_s + profile.host_mixed_s * step.is_mixed for step in steps],
+    )
+    plain = _work(_decoding_columns(steps, run), [getattr(d, name) for name in DECODING_COLUMNS], d.weights_s)
+    return np.where([step.is_plain for step in steps], plain, seconds)
 
 
 def relative_errors(profile: Profile, steps: Sequence[StepCost]) -> F64:
@@ -92,26 +113,27 @@ def fit(rough: Profile, steps: Sequence[StepCost]) -> Profile:
     """
     if len(steps) < 2 * len(COLUMNS):
         raise UsageError(f"calibration: {len(steps)} measured steps are too few for {len(COLUMNS)} coefficients")
-    seconds = np.array([step.seconds for step in steps])
-    largest = float(positions(rough, steps).max())
-    best, best_error, best_knee = np.zeros(len(COLUMNS)), np.inf, 0.0
-    low, high = 1.0, max(largest, 2.0)
-    for _ in range(2):
-        for knee in (0.0, *np.geomspace(low, high, KNEES).tolist()):
-            found, error = _least_absolute(_columns(rough, steps, knee) / seconds[:, None])
-            if error < best_error * (1 - 1e-9):
-                best, best_error, best_knee = found, error, knee
-        stride = (high / low) ** (1 / (KNEES - 1))
-        low, high = max(best_knee / stride, 1.0), max(best_knee * stride, 2.0)
-    terms = dict(zip(COLUMNS, best.tolist(), strict=True))
-    weights_s = terms["token_s"] * best_knee
+    rough = replace(rough, source="measured", host_s=0.0, host_mixed_s=0.0, decoding=None)
+    if not rough.graph_sizes:
+        return _fit_device(rough, steps)
+    plain = [step for step in steps if step.is_plain]
+    rest = [step for step in steps if not step.is_plain]
+    if len(plain) < 2 * len(DECODING_COLUMNS):
+        raise UsageError(f"calibration: {len(plain)} steps of decoding alone are too few")
+    terms, weights_s = _fit(_decoding_columns(plain, positions(rough, plain)), plain, DECODING_COLUMNS, KNEES)
+    rough = replace(rough, decoding=Decoding(weights_s=weights_s, **terms))
+    ways = (_fit_device(rough, rest), _fit_beside_host(rough, rest))
+    return min(ways, key=lambda found: relative_errors(found, rest).sum())
+
+
+def _fit_device(rough: Profile, steps: Sequence[StepCost]) -> Profile:
+    """Fit steps that all wait for the device."""
+    if len(steps) < 2 * len(COLUMNS):
+        raise UsageError(f"calibration: {len(steps)} steps with prompts are too few for {len(COLUMNS)} coefficients")
+    terms, weights_s = _fit(_columns(steps, positions(rough, steps)), steps, COLUMNS, KNEES)
     if terms["base_s"] + weights_s <= 0:
         terms["base_s"] = 1e-9
-    return replace(
-        rough, source="measured", weights_s=weights_s, base_s=terms["base_s"], token_s=terms["token_s"],
-        row_s=terms["row_s"], pair_s=terms["pair_s"], context_s=terms["context_s"], chunk_s=terms["chunk_s"],
-        mixed_s=terms["mixed_s"],
-    )  # fmt: skip
+    return replace(rough, weights_s=weights_s, **terms)
 
 
 def summary(profile: Profile, steps: Sequence[StepCost]) -> dict[str, float]:
@@ -126,15 +148,78 @@ def summary(profile: Profile, steps: Sequence[StepCost]) -> dict[str, float]:
     }
 
 
-def _columns(profile: Profile, steps: Sequence[StepCost], knee: float) -> F64:
-    """What each coefficient is multiplied with, shape (steps, COLUMNS); `token_s` never with less than `knee`."""
+def _columns(steps: Sequence[StepCost], run: F64) -> F64:
+    """What each of COLUMNS is multiplied with, shape (steps, COLUMNS); the second is `run`, tokens run."""
     rows = [
-        (1.0, 0.0, step.decodes + step.prefills, step.pairs, step.read, step.prefills, step.decodes > 0 < step.prefills)
-        for step in steps
+        (1.0, tokens, step.decodes + step.prefills, step.pairs, step.read, step.prefills, step.is_mixed)
+        for step, tokens in zip(steps, run.tolist(), strict=True)
     ]
-    columns = np.array(rows, np.float64)
-    columns[:, 1] = np.maximum(positions(profile, steps), knee)
-    return columns
+    return np.array(rows, np.float64).reshape(-1, len(COLUMNS))
+
+
+def _decoding_columns(steps: Sequence[StepCost], run: F64) -> F64:
+    """What each of DECODING_COLUMNS is multiplied with; the second is `run`, rows run."""
+    rows = [
+        (1.0, tokens, step.decodes, step.read, math.sqrt(step.read))
+        for step, tokens in zip(steps, run.tolist(), strict=True)
+    ]
+    return np.array(rows, np.float64).reshape(-1, len(DECODING_COLUMNS))
+
+
+def _work(columns: F64, terms: Sequence[float], weights_s: float) -> F64:
+    """Seconds by coefficients, of which the second counts with at least `weights_s`."""
+    c = np.array(terms)
+    run = columns[:, 1] * c[1]
+    return np.asarray(columns @ c - run + np.maximum(weights_s, run), np.float64)
+
+
+def _fit_beside_host(rough: Profile, steps: Sequence[StepCost]) -> Profile:
+    """Fit steps that are not captured: what the host needs to those of few tokens, the device's work to the others."""
+    groups = [[step for step in steps if step.is_mixed == mixed] for mixed in (False, True)]
+    alone_s, mixed_s = (float(np.median([step.seconds for step in _smallest(group)] or [0.0])) for group in groups)
+    found = replace(rough, host_s=alone_s, host_mixed_s=max(0.0, mixed_s - alone_s), weights_s=0.0)
+    columns = _columns(steps, positions(found, steps))
+    small = {id(step) for group in groups for step in _smallest(group)}
+    busy = np.array([id(step) not in small for step in steps])
+    for _ in range(ROUNDS):
+        if busy.sum() < 2 * len(COLUMNS):
+            break
+        terms, _ = _fit(columns[busy], [step for step, is_busy in zip(steps, busy, strict=True) if is_busy], COLUMNS, 0)
+        found = replace(found, **terms)
+        work = _work(columns, [terms[name] for name in COLUMNS], 0.0)
+        busy = work > [alone_s + found.host_mixed_s * step.is_mixed for step in steps]
+    if found.base_s <= 0:
+        found = replace(found, base_s=1e-9)
+    return found
+
+
+def _smallest(steps: Sequence[StepCost]) -> list[StepCost]:
+    """Those that run the fewest tokens: HOST_SHARE of them."""
+    if not steps:
+        return []
+    tokens = np.array([step.decode_tokens + step.prefill_tokens for step in steps])
+    most = np.quantile(tokens, HOST_SHARE)
+    return [step for step, n in zip(steps, tokens, strict=True) if n <= most]
+
+
+def _fit(
+    columns: F64, steps: Sequence[StepCost], names: Sequence[str], knees: int
+) -> tuple[dict[str, Any], float]:  # fmt: skip
+    """Coefficients by name, and the `weights_s` that goes with them; 0 if no `knees` are tried."""
+    seconds = np.array([step.seconds for step in steps])
+    run = columns[:, 1].copy()
+    best, best_error, best_knee = np.zeros(len(names)), np.inf, 0.0
+    low, high = 1.0, max(float(run.max()), 2.0)
+    for _ in range(2 if knees else 1):
+        for knee in (0.0, *np.geomspace(low, high, knees).tolist()):
+            columns[:, 1] = np.maximum(run, knee)
+            found, error = _least_absolute(columns / seconds[:, None])
+            if error < best_error * (1 - 1e-9):
+                best, best_error, best_knee = found, error, knee
+        stride = (high / low) ** (1 / max(knees - 1, 1))
+        low, high = max(best_knee / stride, 1.0), max(best_knee * stride, 2.0)
+    terms = dict(zip(names, best.tolist(), strict=True))
+    return terms, terms["token_s"] * best_knee
 
 
 def _least_absolute(columns: F64) -> tuple[F64, float]:

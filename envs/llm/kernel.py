@@ -29,12 +29,20 @@ from dispatchgym.envs.llm.state import (
     CHUNK_S,
     CONTEXT_S,
     DECIDE,
+    DECODE_BASE_S,
+    DECODE_CONTEXT_S,
+    DECODE_ROW_S,
+    DECODE_SPREAD_S,
+    DECODE_TOKEN_S,
+    DECODE_WEIGHTS_S,
     DONE,
     ENDED,
     FUTURE,
     GAP_BINS,
     GAP_LOW_S,
     GAP_PER_DOUBLING,
+    HOST_MIXED_S,
+    HOST_S,
     I32,
     MIXED_S,
     NONE,
@@ -518,10 +526,18 @@ def step_s(s: State, context: int) -> float:
     if e.prefills == 0 and rows < len(s.pad):  # a captured graph runs as many rows as it was captured for
         positions = positions * s.pad[rows] // rows if rows > 0 else positions
     c = s.cost
-    seconds = c[BASE_S] + max(c[WEIGHTS_S], c[TOKEN_S] * positions) + c[ROW_S] * (rows + e.prefills)
-    seconds += c[PAIR_S] * e.pairs + c[CONTEXT_S] * context + c[CHUNK_S] * e.prefills + c[SWAP_S] * e.swap_bytes
-    if e.prefills > 0 and rows > 0:
-        seconds += c[MIXED_S]
+    if e.prefills == 0 and e.decode_tokens == rows:
+        seconds = c[DECODE_BASE_S] + max(c[DECODE_WEIGHTS_S], c[DECODE_TOKEN_S] * positions) + c[DECODE_ROW_S] * rows
+        seconds += c[DECODE_CONTEXT_S] * context + c[DECODE_SPREAD_S] * np.sqrt(float64(context))
+    else:
+        seconds = c[BASE_S] + max(c[WEIGHTS_S], c[TOKEN_S] * positions) + c[ROW_S] * (rows + e.prefills)
+        seconds += c[PAIR_S] * e.pairs + c[CONTEXT_S] * context + c[CHUNK_S] * e.prefills
+        host = c[HOST_S]
+        if e.prefills > 0 and rows > 0:
+            seconds += c[MIXED_S]
+            host += c[HOST_MIXED_S]
+        seconds = max(seconds, host)
+    seconds += c[SWAP_S] * e.swap_bytes
     if e.held == 0:
         seconds += c[REBUILD_S]
     if c[RAGGED_S] > 0 and e.decode_tokens > e.decodes and _is_ragged(s):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,29 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
+class Decoding:
+    """Coefficients of a step in which everyone decodes one token, where engines capture such steps and others not:
+
+    base + max(weights, token * rows run) + row * requests + context * read + spread * sqrt(read)
+
+    The last term: the fewer tokens attention reads, the worse it fills the device.
+    """
+
+    base_s: float
+    weights_s: float
+    token_s: float
+    row_s: float
+    context_s: float
+    spread_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """Coefficients of the step time
 
         base + max(weights, token * positions) + row * requests + pair * pairs + context * read
-        + chunk * prompt pieces + mixed (if prompt pieces and decoding share the step)
+        + chunk * prompt pieces + mixed (if prompt pieces and decoding share the step),
+        but at least host (plus host_mixed, if they share it); for steps of decoding alone: see `decoding`
         + rebuild (unless told to keep the members of the step before) + swapped bytes / swap_bytes_per_s
         + ragged * read (if decoding requests that verify drafts hold different numbers of tokens)
 
@@ -36,6 +54,8 @@ class Profile:
         fit: how good it is: quantity -> value, as printed by the calibration.
         kv_tokens: tokens that fit into the KV pool.
         kv_bytes_per_token: bytes that swapping moves for a token.
+        host_s, host_mixed_s: that the host needs to launch a step that is not captured, beside the device.
+        decoding: of steps that decode one token a request; None if they cost as others do.
         segments: places at which a forward pass can be interrupted (after attention and MLP of each layer).
         pause_s: cost of interrupting.
     """
@@ -59,14 +79,19 @@ class Profile:
     ragged_s: float = 0.0
     swap_bytes_per_s: float = 50e9
     pause_s: float = 0.0
+    host_s: float = 0.0
+    host_mixed_s: float = 0.0
+    decoding: Decoding | None = None
     graph_sizes: tuple[int, ...] = ()
     fit: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.name.endswith("_s") and not (np.isfinite(value) and value >= 0):
-                raise InvalidInstanceError(f"profile {self.name!r}: {f.name} {value} is not a time >= 0")
+        times = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.decoding is not None:
+            times |= {f"decoding.{name}": value for name, value in asdict(self.decoding).items()}
+        for name, value in times.items():
+            if name.endswith("_s") and not (np.isfinite(value) and value >= 0):
+                raise InvalidInstanceError(f"profile {self.name!r}: {name} {value} is not a time >= 0")
         if self.base_s + self.weights_s <= 0:
             raise InvalidInstanceError(
                 f"profile {self.name!r}: base_s + weights_s must be above 0, or time stands still"
@@ -77,12 +102,21 @@ class Profile:
         if list(self.graph_sizes) != sorted(set(self.graph_sizes)) or any(size < 1 for size in self.graph_sizes):
             raise InvalidInstanceError(f"profile {self.name!r}: graph_sizes must rise from 1 or more")
 
+    @property
+    def plain_decoding(self) -> Decoding:
+        """Of steps that decode one token a request."""
+        if self.decoding is not None:
+            return self.decoding
+        return Decoding(self.base_s, self.weights_s, self.token_s, self.row_s, self.context_s, 0.0)
+
     def terms(self) -> npt.NDArray[np.float64]:
         """The coefficients in the order that the kernels read, shape (COST_TERMS,)."""
+        d = self.plain_decoding
         terms = np.array(
             [
                 self.base_s, self.weights_s, self.token_s, self.row_s, self.pair_s, self.context_s,
                 self.chunk_s, self.mixed_s, self.rebuild_s, 1.0 / self.swap_bytes_per_s, self.ragged_s,
+                self.host_s, self.host_mixed_s, d.base_s, d.weights_s, d.token_s, d.row_s, d.context_s, d.spread_s,
             ]
         )  # fmt: skip
         assert terms.shape == (COST_TERMS,)
@@ -128,6 +162,8 @@ def load_profile(name: str | Path) -> Profile:
     data.pop("note", None)
     data["graph_sizes"] = tuple(data.get("graph_sizes", ()))
     try:
+        if data.get("decoding") is not None:
+            data["decoding"] = Decoding(**data["decoding"])
         return Profile(**data)
     except TypeError as error:
         raise InvalidInstanceError(f"profile {file}: {error}") from None

@@ -19,7 +19,15 @@ from dispatchgym.envs.llm.state import (
     CHUNK_S,
     CONTEXT_S,
     COST_TERMS,
+    DECODE_BASE_S,
+    DECODE_CONTEXT_S,
+    DECODE_ROW_S,
+    DECODE_SPREAD_S,
+    DECODE_TOKEN_S,
+    DECODE_WEIGHTS_S,
     F64,
+    HOST_MIXED_S,
+    HOST_S,
     I32,
     I64,
     MIXED_S,
@@ -181,12 +189,28 @@ def blocks_of(sight: Sight, tokens: int) -> int:
 def seconds(sight: Sight, tokens: int, start: int) -> float:
     """Expected time of the step as planned, with a further piece of so many tokens behind `start`; 0 for none."""
     h, c = sight.head[0], sight.cost
+    if h.prefills == 0 and tokens == 0:
+        t = c[DECODE_BASE_S] + max(c[DECODE_WEIGHTS_S], c[DECODE_TOKEN_S] * h.decodes) + c[DECODE_ROW_S] * h.decodes
+        return t + c[DECODE_CONTEXT_S] * h.context + c[DECODE_SPREAD_S] * np.sqrt(float64(h.context)) + c[REBUILD_S]
+    return max(_work_s(sight, tokens, start), host_s(sight)) + c[REBUILD_S]
+
+
+@inlined
+def host_s(sight: Sight) -> float:
+    """Least time of the step as planned with prompt pieces in it."""
+    return sight.cost[HOST_S] + (sight.cost[HOST_MIXED_S] if sight.head[0].decodes > 0 else 0.0)
+
+
+@inlined
+def _work_s(sight: Sight, tokens: int, start: int) -> float:
+    """Time that the device works on the step as planned, with such a further piece."""
+    h, c = sight.head[0], sight.cost
     more = 1 if tokens > 0 else 0
     prefills = h.prefills + more
     pairs = h.pairs + float64(tokens) * start + 0.5 * float64(tokens) * (tokens + 1)
     t = c[BASE_S] + max(c[WEIGHTS_S], c[TOKEN_S] * (h.decodes + h.prefill_tokens + tokens))
     t += c[ROW_S] * (h.decodes + prefills) + c[PAIR_S] * pairs + c[CONTEXT_S] * (h.context + more * start)
-    t += c[CHUNK_S] * prefills + c[REBUILD_S]
+    t += c[CHUNK_S] * prefills
     if prefills > 0 and h.decodes > 0:
         t += c[MIXED_S]
     return t
@@ -201,7 +225,10 @@ def fitting(sight: Sight, start: int, limit_s: float) -> int:
     b = c[PAIR_S] * (start + 0.5)
     a = 0.5 * c[PAIR_S]
     # without what the piece itself adds; its fixed costs counted
-    fixed = seconds(sight, 1, start) - a - b - max(c[WEIGHTS_S], c[TOKEN_S] * (h.decodes + h.prefill_tokens + 1))
+    if host_s(sight) + c[REBUILD_S] > limit_s:
+        return int64(0)
+    fixed = _work_s(sight, 1, start) + c[REBUILD_S]
+    fixed -= a + b + max(c[WEIGHTS_S], c[TOKEN_S] * (h.decodes + h.prefill_tokens + 1))
     spare = limit_s - fixed - c[WEIGHTS_S]
     if spare <= 0.0:
         return int64(0)

@@ -173,9 +173,11 @@ STEP = np.dtype(
 GROUP = np.dtype([("members", np.int32), ("segments", np.int32), ("left_s", np.float64)])  # segments done
 
 # terms of the step time, in the order of the array `cost`; see profile.py
-BASE_S, WEIGHTS_S, TOKEN_S, ROW_S, PAIR_S, CONTEXT_S, CHUNK_S, MIXED_S, REBUILD_S, SWAP_S, RAGGED_S, COST_TERMS = range(
-    12
-)
+BASE_S, WEIGHTS_S, TOKEN_S, ROW_S, PAIR_S, CONTEXT_S, CHUNK_S, MIXED_S, REBUILD_S, SWAP_S, RAGGED_S = range(11)
+HOST_S, HOST_MIXED_S = 11, 12
+# of a step in which everyone decodes one token
+DECODE_BASE_S, DECODE_WEIGHTS_S, DECODE_TOKEN_S, DECODE_ROW_S, DECODE_CONTEXT_S, DECODE_SPREAD_S = range(13, 19)
+COST_TERMS = 19
 
 
 class State(NamedTuple):

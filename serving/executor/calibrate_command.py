@@ -20,7 +20,7 @@ from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.profile import FORMAT, Profile
 from dispatchgym.serving.executor.build import fit_config, make_executor, rough_profile
 from dispatchgym.serving.executor.models import open_model
-from dispatchgym.serving.executor.sweep import Bench, grid, measure_all, random_mixes
+from dispatchgym.serving.executor.sweep import PASSES, Bench, grid, measure_all, random_mixes
 from dispatchgym.serving.executor.weights import Model
 
 QUICK = 40
@@ -118,7 +118,7 @@ def calibrate(model: Model, config: EngineConfig, options: Options, err: Console
         fitted_to = fitted_to[:: -(-len(fitted_to) // QUICK)]
     count = min(options.validate, QUICK // 4) if options.quick else options.validate
     judged_on = random_mixes(config, max(1, count), rng)
-    with progress(len(fitted_to) + len(judged_on) + 2, err) as advance:
+    with progress(PASSES * (len(fitted_to) + len(judged_on)) + 2, err) as advance:
         measured = measure_all(bench, fitted_to, advance)
         held_out = measure_all(bench, judged_on, advance)
         blocks = min(config.host_blocks, config.max_len // config.block_tokens - 2)
@@ -147,9 +147,12 @@ def _graph_sizes(model: Model, config: EngineConfig) -> tuple[int, ...]:
 
 
 def _say(profile: Profile, out: Console) -> None:
-    for name in ("base", "weights", "token", "row", "pair", "context", "chunk", "mixed", "pause"):
-        out.print(f"{name:>8} {getattr(profile, name + '_s') * 1e6:14.6f} us")
-    out.print(f"{'swap':>8} {profile.swap_bytes_per_s / 1e9:14.3f} GB/s")
+    for name in ("base", "weights", "token", "row", "pair", "context", "chunk", "mixed", "host", "host_mixed", "pause"):
+        out.print(f"{name:>16} {getattr(profile, name + '_s') * 1e6:14.6f} us")
+    if profile.decoding is not None:
+        for name, seconds in asdict(profile.decoding).items():
+            out.print(f"{'decoding ' + name[:-2]:>16} {seconds * 1e6:14.6f} us")
+    out.print(f"{'swap':>16} {profile.swap_bytes_per_s / 1e9:14.3f} GB/s")
     for kind, what in (("fitted", "steps it was fitted to"), ("held_out", "random steps it was not")):
         fit = profile.fit
         out.print(

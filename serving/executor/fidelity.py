@@ -35,13 +35,15 @@ class Twin:
     Attributes:
         scheduler: its name.
         real, simulated: what came of them.
-        step_errors: |predicted / measured - 1| of each of the model's steps, as they came, shape (steps,).
+        costs: the model's steps, as they came.
+        step_errors: |predicted / measured - 1| of each of them, shape (steps,).
         same_ledger: the simulated engine, told the model's step times, makes the same steps to the last block.
     """
 
     scheduler: str
     real: Metrics
     simulated: Metrics
+    costs: list[StepCost]
     step_errors: F64
     same_ledger: bool
 
@@ -89,7 +91,8 @@ def twin(
         workload, make(), config, profile, seed, executor=lambda state: _Replayed(state, noted[0].results)
     )
     costs = noted[0].costs[WARM_STEPS:] or noted[0].costs
-    return Twin(name, measure(real), measure(simulated), relative_errors(profile, costs), _same_steps(real, replayed))
+    errors = relative_errors(profile, costs)
+    return Twin(name, measure(real), measure(simulated), costs, errors, _same_steps(real, replayed))
 
 
 def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:

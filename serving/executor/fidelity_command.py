@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -95,6 +95,9 @@ class Options:
     json: Path | None = None
     """Write the comparison here too."""
 
+    steps: Path | None = None
+    """Write every step of the model here, a JSON line each."""
+
 
 def main(argv: list[str]) -> int:
     """Run the command; returns the exit code.
@@ -121,6 +124,7 @@ def main(argv: list[str]) -> int:
     workload = _workload(options, config)
     executor = make_executor(model, config)
     rows: list[dict[str, Any]] = []
+    lines: list[str] = []
     with progress(len(makers) * len(options.loads), err) as advance:
         for load in options.loads:
             arriving = at_load(workload, load, next(iter(makers.values())), config, profile)
@@ -131,11 +135,18 @@ def main(argv: list[str]) -> int:
                 advance(f"{name} at {load:.0%}")
             _say(twins, load, out)
             rows += [_row(each, load) for each in twins]
+            lines += [
+                json.dumps({"scheduler": each.scheduler, "load": load, **asdict(step)})
+                for each in twins for step in each.costs
+            ]  # fmt: skip
     if options.json is not None:
         with atomic_write(options.json) as file:
             file.write(
                 json.dumps({"command": argv, "machine": machine(), "versions": versions(), "runs": rows}, indent=1)
             )
+    if options.steps is not None:
+        with atomic_write(options.steps) as file:
+            file.write("\n".join(lines) + "\n")
     return 0
 
 

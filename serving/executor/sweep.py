@@ -13,13 +13,16 @@ from dispatchgym.envs.llm.calibrate import StepCost, step_cost
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.executor import Batch, StepResult
 from dispatchgym.envs.llm.state import NONE
-from dispatchgym.serving.executor.sampling import Sampling
+from dispatchgym.serving.executor.sampling_params import Sampling
 from dispatchgym.serving.executor.torch_executor import TorchExecutor
 
 I32 = npt.NDArray[np.int32]
 
 WARM, TIMED = 2, 5
 """Steps of each kind that are thrown away first, and of which the median counts."""
+
+PASSES, SLOW_S = 2, 0.05
+"""Times that everything is measured; but once what takes as long as that, and varies little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +219,12 @@ def random_mixes(config: EngineConfig, count: int, rng: np.random.Generator) -> 
 
 
 def measure_all(bench: Bench, mixes: list[Mix], advance: Callable[[str], None]) -> list[StepCost]:
-    """Every mix, in an order that spreads what the machine does meanwhile."""
-    found = []
-    for k in np.random.default_rng(0).permutation(len(mixes)).tolist():
-        found.append(bench.measure(mixes[k]))
-        advance(f"{len(mixes[k].contexts)} decode, {len(mixes[k].pieces)} read")
-    return found
+    """Every mix PASSES times, each time in another order; the shorter time counts, for what others do only adds."""
+    found: list[list[StepCost]] = [[] for _ in mixes]
+    rng = np.random.default_rng(0)
+    for _ in range(PASSES):
+        for k in rng.permutation(len(mixes)).tolist():
+            if not found[k] or found[k][0].seconds < SLOW_S:
+                found[k].append(bench.measure(mixes[k]))
+            advance(f"{len(mixes[k].contexts)} decode, {len(mixes[k].pieces)} read")
+    return [min(each, key=lambda step: step.seconds) for each in found]

@@ -9,7 +9,13 @@ import pytest
 
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm.calibrate import StepCost, fit, predict, relative_errors, step_cost, summary
-from dispatchgym.envs.llm.profile import Profile
+from dispatchgym.envs.llm.config import EngineConfig
+from dispatchgym.envs.llm.executor import Batch, SimulatedExecutor, StepResult
+from dispatchgym.envs.llm.profile import Decoding, Profile
+from dispatchgym.envs.llm.simulate import simulate
+from dispatchgym.envs.llm.state import State
+from dispatchgym.envs.llm.workloads import load
+from dispatchgym.solvers.llm.schedulers import SCHEDULERS
 from tests.envs.llm.helpers import PROFILE
 
 TRUE = replace(PROFILE, row_s=3e-6, chunk_s=4e-5, mixed_s=3e-4)
@@ -66,3 +72,57 @@ def test_steps_that_were_held_up_do_not_bend_the_profile() -> None:
 def test_too_few_steps_are_refused() -> None:
     with pytest.raises(UsageError, match="5 measured steps are too few"):
         fit(PROFILE, random_steps(5, 0.0))
+
+
+CAPTURED = replace(
+    TRUE,
+    host_s=4e-3,
+    host_mixed_s=1e-3,
+    decoding=Decoding(4e-4, 3e-4, 2e-6, 1e-6, 8e-9, 1e-6),
+    graph_sizes=(1, 2, 4, 8, 32),
+)
+
+
+def captured_steps(count: int) -> list[StepCost]:
+    """Steps of CAPTURED, by hand: those that decode alone are captured, others wait for the host."""
+    found = []
+    for step in random_steps(count, 0.0):
+        if step.is_plain:
+            d = CAPTURED.plain_decoding
+            run = next(size for size in CAPTURED.graph_sizes if size >= step.decodes)
+            seconds = d.base_s + max(d.weights_s, d.token_s * run) + d.row_s * step.decodes
+            seconds += d.context_s * step.read + d.spread_s * step.read**0.5
+        else:
+            seconds = max(step.seconds, 5e-3 if step.is_mixed else 4e-3)
+        found.append(replace(step, seconds=seconds))
+    return found
+
+
+def test_captured_steps_and_the_host_s_part_are_predicted_and_found_again() -> None:
+    steps = captured_steps(400)
+    assert predict(CAPTURED, steps) == pytest.approx([s.seconds for s in steps])
+    found = fit(replace(CAPTURED, host_s=0.0, host_mixed_s=0.0, decoding=None), steps[:300])
+    assert found.decoding is not None
+    assert found.decoding.context_s == pytest.approx(8e-9, rel=0.1)
+    assert summary(found, steps[300:])["mape"] < 0.02
+
+
+def test_the_engine_takes_the_times_that_the_fit_predicts() -> None:
+    workload = load("azure-2023-conv-twin", requests=30, seed=3)
+    config = EngineConfig(kv_blocks=4000, max_seqs=16, token_budget=300)
+    profile = replace(CAPTURED, kv_tokens=64000)
+    costs: list[StepCost] = []
+
+    class Noting:
+        def __init__(self, state: State) -> None:
+            self.inner = SimulatedExecutor(state, CAPTURED.segments, CAPTURED.pause_s)
+
+        def run(self, batch: Batch, interrupt_s: float) -> StepResult:
+            result = self.inner.run(batch, interrupt_s)
+            costs.append(step_cost(batch.start, batch.tokens, batch.decode, result.duration_s))
+            return result
+
+    simulate(workload, SCHEDULERS["vllm"](), config, profile, executor=Noting)
+    assert len(costs) > 100
+    assert {(step.is_plain, step.is_mixed) for step in costs} == {(True, False), (False, True), (False, False)}
+    assert predict(profile, costs) == pytest.approx([step.seconds for step in costs])
