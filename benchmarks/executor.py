@@ -38,7 +38,7 @@ from dispatchgym.envs.llm.workload import Workload
 from dispatchgym.serving.executor import fast_path
 from dispatchgym.serving.executor.build import fit_config, make_executor, rough_profile
 from dispatchgym.serving.executor.models import open_model
-from dispatchgym.serving.executor.sampling import Sampling
+from dispatchgym.serving.executor.sampling_params import Sampling
 from dispatchgym.serving.executor.spec import ModelSpec
 from dispatchgym.serving.executor.torch_executor import TorchExecutor
 from dispatchgym.serving.executor.weights import Model

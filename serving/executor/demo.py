@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from dispatchgym.envs.api import UsageError
+from dispatchgym.serving.executor.byte_tokenizer import byte_tokenizer
 from dispatchgym.serving.executor.shapes import shape
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-BEGIN, END = "<|begin|>", "<|end|>"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
 SPREAD = 0.15
 """Deviation of the tiny model's weights: with less, it would say the same whatever it is told."""
 
@@ -58,19 +50,3 @@ def write_demo(folder: Path, size: str = "tiny", seed: int = 0) -> None:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A token for each byte, and two that begin and end a text."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(BEGIN, special=True), AddedToken(END, special=True)])
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer, bos_token=BEGIN, eos_token=END, chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )  # fmt: skip

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from dispatchgym.envs.llm.executor import Batch, StepResult
 from dispatchgym.envs.llm.state import NONE
-from dispatchgym.serving.executor.sampling import Sampling
+from dispatchgym.serving.executor.sampling_params import Sampling
 from dispatchgym.serving.executor.torch_executor import Outputs, TorchExecutor
 
 I32 = npt.NDArray[np.int32]

@@ -22,7 +22,8 @@ from dispatchgym.serving.executor.kv_cache import KVCache
 from dispatchgym.serving.executor.logprobs import Logprob, logprobs_of
 from dispatchgym.serving.executor.model import Decoder, Hidden
 from dispatchgym.serving.executor.ops import Ops, TorchOps
-from dispatchgym.serving.executor.sampling import Draws, Sampling
+from dispatchgym.serving.executor.sampling import Draws
+from dispatchgym.serving.executor.sampling_params import Sampling
 from dispatchgym.serving.executor.sequences import Sequences
 from dispatchgym.serving.executor.slots import SlotTable
 from dispatchgym.serving.executor.step_clock import StepClock

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from dispatchgym.envs.llm.state import ENDED, State
 from dispatchgym.envs.llm.workload import Workload
-from dispatchgym.serving.executor.sampling import Sampling
+from dispatchgym.serving.executor.sampling_params import Sampling
 
 I32 = npt.NDArray[np.int32]
 U64 = npt.NDArray[np.uint64]

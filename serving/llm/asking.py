@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 from starlette.concurrency import run_in_threadpool
 
-from dispatchgym.serving.executor.sampling import Sampling
+from dispatchgym.serving.executor.sampling_params import Sampling
 from dispatchgym.serving.llm.access import ANYBODY, RateLimits
 from dispatchgym.serving.llm.forms import ChatRequest, CompletionRequest, Wishes, wishes_of
 from dispatchgym.serving.llm.frontend import Frontend

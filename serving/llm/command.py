@@ -32,6 +32,7 @@ from dispatchgym.serving.llm.texts import Language
 DEMO = "demo"
 DEMO_BLOCKS = 2048
 """Of the demo's pool, where nobody says: few enough to be filled by a little traffic."""
+RANDOM = "random:"
 MOST_CONNECTIONS = 4096
 
 
@@ -43,8 +44,9 @@ class ServeLlm:
     Example: dispatchgym serve llm --model DIR --scheduler sarathi --api-keys keys.txt --admin-token-file admin.txt
     """
 
-    model: Path | None = None
-    """Folder of the model: config.json, safetensors, tokenizer."""
+    model: str = ""
+    """Folder of the model (config.json, safetensors, tokenizer), or random:1b, random:8b: random weights of that size,
+    whose text means nothing, for measuring."""
 
     demo: bool = False
     """Serve a tiny model with random weights on the CPU, under the name demo: its text means nothing."""
@@ -151,9 +153,10 @@ def check(options: ServeLlm) -> None:
     Raises:
         UsageError: says which option, and what to give instead.
     """
-    if options.demo == (options.model is not None):
+    if options.demo == bool(options.model):
         raise UsageError("give either --model DIR or --demo")
-    if options.model is not None and not (options.model / "config.json").is_file():
+    has_folder = options.model and not options.model.startswith(RANDOM)
+    if has_folder and not (Path(options.model) / "config.json").is_file():
         raise UsageError(f"--model {options.model}: holds no config.json; give the folder of a model")
     if not 0.1 <= options.policy_budget_ms <= 60_000:
         raise UsageError(f"--policy-budget-ms {options.policy_budget_ms:g} must be 0.1 to 60000")
@@ -169,12 +172,12 @@ def check(options: ServeLlm) -> None:
     load_scheduler(options.scheduler)
 
 
-def recipe_of(options: ServeLlm, folder: Path) -> Recipe:
-    """How the engine's process builds it. `folder`: of the model."""
+def recipe_of(options: ServeLlm, model: str) -> Recipe:
+    """How the engine's process builds it. `model`: its folder, or random:SIZE."""
     return Recipe(
         build="dispatchgym.serving.llm.model:build_engine",
         arguments={
-            "folder": str(folder),
+            "model": model,
             "demo": options.demo,
             "device": options.device,
             "profile": options.profile,
@@ -218,9 +221,9 @@ async def serve(options: ServeLlm) -> int:
     rates = RateLimits(options.requests_per_minute, options.tokens_per_minute, time.monotonic)
     limits = Limits(waiting=options.max_waiting, output_tokens=options.max_output)
     with TemporaryDirectory(prefix="dispatchgym-demo-") as scratch:
-        folder = options.model or Path(scratch) / "model"
-        name = options.served_name or (DEMO if options.demo else folder.resolve().name)
-        frontend = Frontend(recipe_of(options, folder), limits, LlmMetrics(name), time.monotonic)
+        model = options.model or str(Path(scratch) / "model")
+        name = options.served_name or (DEMO if options.demo else name_of(model))
+        frontend = Frontend(recipe_of(options, model), limits, LlmMetrics(name), time.monotonic)
         async with frontend:  # the engine loads the model while we load the tokenizer
             language = await asyncio.to_thread(_language, options, Path(scratch))
             asking = Asking(frontend, language, name, rates, options.deadline_s)
@@ -248,13 +251,23 @@ async def serve(options: ServeLlm) -> int:
     return 0 if server.started else 1
 
 
-def _language(options: ServeLlm, scratch: Path) -> Language:
-    """The tokenizer of the model; the demo's is made here, beside the engine that makes its model."""
-    if options.model is not None:
-        return Language(options.model)
-    from dispatchgym.serving.executor.demo import byte_tokenizer
+def name_of(model: str) -> str:
+    """What clients call a model."""
+    return model.replace(":", "-") if model.startswith(RANDOM) else Path(model).resolve().name
 
-    byte_tokenizer().save_pretrained(str(scratch / "tokenizer"))
+
+def _language(options: ServeLlm, scratch: Path) -> Language:
+    """The tokenizer of the model; of random weights, one made here, beside the engine that makes these."""
+    if options.model and not options.model.startswith(RANDOM):
+        return Language(Path(options.model))
+    from dispatchgym.serving.executor.byte_tokenizer import byte_tokenizer
+
+    vocabulary = 0
+    if options.model:
+        from dispatchgym.serving.executor.shapes import shape  # loads torch, which other models do without here
+
+        vocabulary = shape(options.model.removeprefix(RANDOM)).vocabulary
+    byte_tokenizer(vocabulary).save_pretrained(str(scratch / "tokenizer"))
     return Language(scratch / "tokenizer")
 
 

@@ -28,7 +28,7 @@ from dispatchgym.envs.llm.setup import fresh_state
 from dispatchgym.envs.llm.state import ENDED
 from dispatchgym.envs.llm.workload import Workload
 from dispatchgym.envs.registry import Registry
-from dispatchgym.serving.executor.sampling import Sampling
+from dispatchgym.serving.executor.sampling_params import Sampling
 from dispatchgym.serving.llm.messages import Cancel, Failed, Output, Ready, Refused, Step, Submit, Switch, Switched
 from dispatchgym.serving.llm.recorder import Recorder
 from dispatchgym.serving.llm.schedulers import Loaded, load_scheduler, rehearse

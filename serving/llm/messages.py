@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dispatchgym.serving.executor.sampling import Sampling
+from dispatchgym.serving.executor.sampling_params import Sampling
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]

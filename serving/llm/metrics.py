@@ -40,6 +40,8 @@ _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000,
 
 RECENT = 200
 """Finished requests with a bound that the recent attainment is taken over."""
+MOST_DECISIONS = 20_000
+"""Last decisions of a scheduler that its percentiles are taken over."""
 
 
 class LlmMetrics:
@@ -47,11 +49,13 @@ class LlmMetrics:
 
     Attributes:
         recent: whether each of the last requests that had a bound met it.
+        decisions_s: what the present scheduler's last decisions took; empty for rules that run inside the engine.
     """
 
     def __init__(self, model: str) -> None:
         self.registry = CollectorRegistry()
         self.recent: deque[bool] = deque(maxlen=RECENT)
+        self.decisions_s: deque[float] = deque(maxlen=MOST_DECISIONS)
         self._model = model
         of_model = ["model_name"]
 
@@ -107,6 +111,7 @@ class LlmMetrics:
     def scheduler(self, name: str, version: str) -> None:
         """That one decides from now on."""
         self._scheduler.clear()
+        self.decisions_s.clear()
         self._scheduler.labels(self._model, name, version).set(1)
         self._benched.set(0)
 
@@ -126,6 +131,7 @@ class LlmMetrics:
             self.composition["steps"] += 1
         if step.policy_s:
             self._policy_s.observe(step.policy_s)
+            self.decisions_s.append(step.policy_s)
         self._generated.inc(sum(len(output.tokens) for output in step.outputs))
         grown = before is not None and step.preemptions >= before.preemptions
         self._preemptions.inc(step.preemptions - (before.preemptions if before is not None and grown else 0))

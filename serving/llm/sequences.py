@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dispatchgym.envs.api import DispatchGymError, UsageError
-from dispatchgym.serving.executor.sampling import Sampling
+from dispatchgym.serving.executor.sampling_params import Sampling
 from dispatchgym.serving.llm.messages import Output, Submit
 
 

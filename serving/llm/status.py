@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from dispatchgym.serving.llm.frontend import Frontend
 from dispatchgym.serving.llm.sequences import Sequence
 
@@ -18,6 +20,12 @@ def status(frontend: Frontend) -> dict[str, Any]:
     now = frontend.clock()
     sequences = sorted(frontend.sequences, key=lambda s: (s.state == "queued", s.arrived_s))
     recent = list(metrics.recent)
+    decisions_ms = 1e3 * np.array(metrics.decisions_s)
+
+    def policy_ms(share: float) -> float | None:
+        """Of the present scheduler's last decisions; None for a rule that runs inside the engine."""
+        return float(np.percentile(decisions_ms, share)) if decisions_ms.size else None
+
     return {
         "at_s": now,
         "is_up": frontend.is_up,
@@ -33,6 +41,8 @@ def status(frontend: Frontend) -> dict[str, Any]:
         "token_budget": ready.token_budget if ready else None,
         "sums": {**metrics.composition, "step_s": metrics.step_seconds},
         "policy_ms": 1e3 * last.policy_s if last else 0.0,
+        "policy_p50_ms": policy_ms(50),
+        "policy_p99_ms": policy_ms(99),
         "repairs": dict(last.repairs) if last else {},
         "faults": dict(last.faults) if last else {},
         "attainment": sum(recent) / len(recent) if recent else None,

@@ -97,7 +97,9 @@ def plain(run: LoadRun) -> dict[str, Any]:
     rows = []
     for outcome in run.outcomes:
         row = asdict(outcome)
-        rows.append({name: _finite(value) for name, value in row.items()})
+        rows.append(
+            {name: _finite(value) for name, value in row.items()} | {"token_s": [round(at, 6) for at in row["token_s"]]}
+        )
     return {
         "metrics": run.metrics.plain(),
         "statuses": run.statuses,

@@ -6,14 +6,12 @@ import asyncio
 import json
 import math
 import shlex
-import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -21,27 +19,26 @@ from rich.table import Table
 from dispatchgym.agents.evaluation.files import atomic_write
 from dispatchgym.agents.evaluation.progress import progress
 from dispatchgym.envs.api import UsageError
+from dispatchgym.serving.llm.schedulers import load_scheduler
 from dispatchgym.serving.load.client import Target
 from dispatchgym.serving.load.command import head, plain
 from dispatchgym.serving.load.comparison import MEASURES, Row, compared, verdict
 from dispatchgym.serving.load.run import LoadRun, drive
+from dispatchgym.serving.load.servers import Decisions, Server, started
 from dispatchgym.serving.load.traffic import Traffic
 
-START_S = 600.0
-"""A server has so long to load its model."""
-SETTLE_S = 300.0
-"""A server has so long to finish what is left of the run before."""
+Keep = Callable[[Mapping[str, list[LoadRun]], Mapping[str, list[Decisions]]], list[Row]]
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """Send the same trace to a live server under each scheduler, in turns, and print paired differences.
 
-    Each run has its own server (--model or --demo), or the schedulers of one running server are switched (--target), or
+    The schedulers of one server are switched, which is started here (--model or --demo) or runs already (--target), or
     several servers of any make are compared (--targets). A round runs everybody once on the same requests; rounds
-    differ in what is drawn and begin with another scheduler.
+    differ in what is drawn, or in which part of a trace is sent, and begin with another scheduler.
 
-    Options of the servers that are started stand behind a lone --.
+    Options of the server that is started stand behind a lone --.
 
     Example: dispatchgym compare --schedulers vllm,sarathi --demo --rate 4 -- --kv-blocks 500
     Example: dispatchgym compare --targets ours=http://a:8000,theirs=http://b:8000 --trace mine.csv
@@ -55,14 +52,14 @@ class Options:
     rounds: int = 3
     """Runs of each."""
 
-    model: Path | None = None
-    """Start `dispatchgym serve llm --model` with this folder for each run."""
+    model: str = ""
+    """Start `dispatchgym serve llm --model` with this folder, or random:1b, random:8b."""
 
     demo: bool = False
     """The same with the demo's model."""
 
     server_args: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
-    """Further options of these servers: what stands behind a lone --."""
+    """Further options of this server: what stands behind a lone --."""
 
     target: str = ""
     """Address of a running dispatchgym server, whose scheduler is switched."""
@@ -90,18 +87,25 @@ def main(argv: list[str]) -> int:
     options = replace(options, server_args=tuple(argv[cut + 1 :]))
     out, err = Console(highlight=False), Console(stderr=True, highlight=False)
     names = check(options)
-    runs = asyncio.run(_run_all(options, names, err))
-    rows = compared(runs)
+    began = {"command": shlex.join(["dispatchgym", "compare", *argv]), **head()}
+
+    def keep(runs: Mapping[str, list[LoadRun]], decisions: Mapping[str, list[Decisions]]) -> list[Row]:
+        rows = compared(runs)
+        if options.json is not None:
+            said = {
+                **began,
+                "rounds": len(runs[names[0]]),
+                "rows": [_plain_row(row) for row in rows],
+                "decisions": decisions,
+                "runs": {name: [plain(run) for run in own] for name, own in runs.items()},
+            }
+            with atomic_write(options.json) as file:
+                file.write(json.dumps(said, allow_nan=False) + "\n")
+        return rows
+
+    rows, decisions = asyncio.run(_run_all(options, names, err, keep))
     print_rows(rows, options, out)
-    if options.json is not None:
-        said = {
-            "command": shlex.join(["dispatchgym", "compare", *argv]),
-            **head(),
-            "rows": [_plain_row(row) for row in rows],
-            "runs": {name: [plain(run) for run in own] for name, own in runs.items()},
-        }
-        with atomic_write(options.json) as file:
-            file.write(json.dumps(said, indent=1, allow_nan=False) + "\n")
+    print_decisions(decisions, out)
     return 0
 
 
@@ -110,8 +114,9 @@ def check(options: Options) -> list[str]:
 
     Raises:
         UsageError: options that do not go together.
+        DispatchGymError: a scheduler that no live engine can run.
     """
-    ways = [options.model is not None, options.demo, bool(options.target), bool(options.targets)]
+    ways = [bool(options.model), options.demo, bool(options.target), bool(options.targets)]
     if sum(ways) != 1:
         raise UsageError("give one of --demo, --model DIR, --target URL, --targets NAME=URL,...")
     if options.target and options.admin_token_file is None:
@@ -126,109 +131,60 @@ def check(options: Options) -> list[str]:
         names = [name for name in options.schedulers.replace(" ", "").split(",") if name]
     if len(names) < 2 or len(set(names)) < len(names):
         raise UsageError(f"{', '.join(names) or 'nobody'}: name two or more different ones to compare")
+    if options.model or options.demo:
+        for name in names:
+            load_scheduler(name)  # before a server is started, and the others have run
     return names
 
 
-async def _run_all(options: Options, names: list[str], console: Console) -> dict[str, list[LoadRun]]:
-    """Every round with everybody, beginning with another each time."""
+async def _run_all(
+    options: Options, names: list[str], console: Console, keep: Keep
+) -> tuple[list[Row], dict[str, list[Decisions]]]:
+    """Every round with everybody, beginning with another each time; `keep` makes rows of what is there."""
     runs: dict[str, list[LoadRun]] = {name: [] for name in names}
+    decisions: dict[str, list[Decisions]] = {name: [] for name in names}
+    rows: list[Row] = []
     first, notes = options.traffic.workload()
     for note in notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
-    with progress(options.rounds * len(names) * len(first), console) as advance:
-        for number in range(options.rounds):
-            workload, _ = options.traffic.workload(options.traffic.seed + number)
-            turn = number % len(names)
-            for name in (*names[turn:], *names[:turn]):
-                async with _server(options, name) as (url, model):
-                    # A running server remembers prompts of earlier runs: nobody is to profit from another's.
-                    salt = 0 if options.demo or options.model else 1 + number * len(names) + names.index(name)
+    async with _servers(options, names) as servers:
+        with progress(options.rounds * len(names) * len(first), console) as advance:
+            for number in range(options.rounds):
+                workload, _ = options.traffic.workload(number)
+                turn = number % len(names)
+                for name in (*names[turn:], *names[:turn]):
+                    server = servers[name]
+                    if server.admin_token:
+                        await server.switch(name)
+                    # A server remembers prompts of earlier runs: nobody is to profit from another's.
+                    salt = 1 + number * len(names) + names.index(name)
                     style = replace(options.traffic.style, salt=salt)
-                    target = Target(
-                        url, model=model, api_key=options.traffic.api_key, timeout_s=options.traffic.timeout_s
-                    )
+                    target = Target(server.url, api_key=options.traffic.api_key, timeout_s=options.traffic.timeout_s)
                     try:
                         runs[name].append(
                             await drive(target, workload, style, lambda each, who=name: advance(f"{who}, {each}"))  # type: ignore[misc]
                         )
                     finally:
                         await target.close()
-    return runs
+                    if server.admin_token:
+                        decisions[name].append(await server.decisions())
+                rows = keep(runs, decisions)
+    return rows, decisions
 
 
 @asynccontextmanager
-async def _server(options: Options, name: str) -> AsyncIterator[tuple[str, str]]:
-    """Address and model of a server on which that contestant decides."""
+async def _servers(options: Options, names: list[str]) -> AsyncIterator[dict[str, Server]]:
+    """Whom each contestant's requests are sent to."""
     if options.targets:
-        yield dict(part.split("=", 1) for part in options.targets.split(","))[name], ""
+        yield {name: Server(url) for name, url in (part.split("=", 1) for part in options.targets.split(","))}
     elif options.target:
-        await _switch(options, name)
-        yield options.target, ""
+        assert options.admin_token_file is not None
+        token = options.admin_token_file.read_text(encoding="utf-8").strip()
+        yield dict.fromkeys(names, Server(options.target, token))
     else:
-        async with _started(options, name) as url:
-            yield url, ""
-
-
-async def _switch(options: Options, name: str) -> None:
-    """Wait until the server has nothing to do, and let another scheduler decide."""
-    assert options.admin_token_file is not None
-    headers = {"authorization": f"Bearer {options.admin_token_file.read_text(encoding='utf-8').strip()}"}
-    async with httpx.AsyncClient(base_url=options.target, headers=headers, timeout=60) as http:
-        try:
-            async with asyncio.timeout(SETTLE_S):
-                while (said := (await http.get("/status")).raise_for_status().json())["running"] + said["waiting"]:
-                    await asyncio.sleep(0.2)
-            answer = await http.post("/admin/scheduler", json={"scheduler": name})
-            answer.raise_for_status()
-        except TimeoutError:
-            raise UsageError(f"{options.target}: still busy after {SETTLE_S:g} s") from None
-        except (httpx.HTTPError, ValueError, LookupError) as error:
-            why = error.response.text[:300] if isinstance(error, httpx.HTTPStatusError) else str(error)
-            raise UsageError(f"{options.target}: scheduler {name} cannot be switched to: {why}") from None
-
-
-@asynccontextmanager
-async def _started(options: Options, name: str) -> AsyncIterator[str]:
-    """Address of a server of our own, which ends with the block."""
-    what = ["--demo"] if options.demo else ["--model", str(options.model)]
-    command = [
-        *(sys.executable, "-m", "dispatchgym", "serve", "llm", *what),
-        *("--scheduler", name, "--port", "0", *options.server_args),
-    ]
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
-    )
-    assert process.stderr is not None
-    said: list[str] = []
-    reader: asyncio.Task[None] | None = None
-    try:
-        url = ""
-        try:
-            async with asyncio.timeout(START_S):
-                while line := (await process.stderr.readline()).decode(errors="replace"):
-                    said = [*said[-20:], line.rstrip()]
-                    if line.startswith("listening at "):
-                        url = line.split()[-1]
-                    if line.startswith("ready: "):
-                        break
-                else:
-                    raise UsageError(f"serve llm --scheduler {name} ended: {said[-1] if said else 'it said nothing'}")
-        except TimeoutError:
-            raise UsageError(f"serve llm --scheduler {name}: not ready after {START_S:g} s") from None
-        reader = asyncio.create_task(_drink(process.stderr))
-        yield url
-    finally:
-        with suppress(ProcessLookupError):
-            process.terminate()
-        await process.wait()
-        if reader is not None:
-            await reader
-
-
-async def _drink(stream: asyncio.StreamReader) -> None:
-    """Read what nobody wants, so that its writer does not wait."""
-    while await stream.readline():
-        pass
+        what = ["--demo"] if options.demo else ["--model", options.model]
+        async with started([*what, "--scheduler", names[0], *options.server_args]) as server:
+            yield dict.fromkeys(names, server)
 
 
 def print_rows(rows: list[Row], options: Options, console: Console) -> None:
@@ -247,6 +203,16 @@ def print_rows(rows: list[Row], options: Options, console: Console) -> None:
         f"{options.rounds} rounds; differences are means over windows of a tenth of a run, with 95 % intervals"
     )
     console.print(verdict(rows), markup=False, soft_wrap=True)
+
+
+def print_decisions(decisions: Mapping[str, list[Decisions]], console: Console) -> None:
+    """What the schedulers took to decide, where somebody measured it."""
+    for name, own in decisions.items():
+        slow = [each["p99_ms"] for each in own if each["p99_ms"] is not None]
+        faults = sum(sum(each["faults"].values()) for each in own)
+        if slow or faults:
+            said = f"{name}: a decision took {_number(max(slow, default=math.nan))} ms (p99, the slowest round)"
+            console.print(said + (f", {faults} were left to its fallback rule" if faults else ""), markup=False)
 
 
 def _difference(row: Row, measure: str) -> str:

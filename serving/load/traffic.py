@@ -28,7 +28,10 @@ class Traffic:
     """A public trace, its -twin, a generator (dispatchgym simulate --list), or a file (docs/simulate.md)."""
 
     requests: int = 200
-    """Take the first so many; 0 for all."""
+    """Take so many; 0 for all."""
+
+    skip: int = 0
+    """Pass over the first so many of a recorded trace."""
 
     rate: float | None = None
     """Mean requests a second: the trace's arrivals are moved closer or further apart. Default: as they are."""
@@ -81,13 +84,17 @@ class Traffic:
             return self.api_key_file.read_text(encoding="utf-8").strip()
         return os.environ.get("OPENAI_API_KEY", "")
 
-    def workload(self, seed: int | None = None) -> tuple[Workload, list[str]]:
+    def workload(self, part: int = 0) -> tuple[Workload, list[str]]:
         """The requests, and what a reader should know of them.
+
+        Args:
+            part: each is drawn with another seed, or is the next stretch of a recorded trace, from its beginning
+                again where it ends.
 
         Raises:
             UsageError, UnknownNameError, InvalidInstanceError: there is no such traffic.
         """
-        for name in ("longest_prompt", "longest_output", "requests"):
+        for name in ("longest_prompt", "longest_output", "requests", "skip"):
             if getattr(self, name) < 0:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 0")
         if self.rate is not None and not self.rate > 0:
@@ -95,10 +102,11 @@ class Traffic:
         notes: list[str] = []
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", files.TraceWarning)
-            found = self._load(self.seed if seed is None else seed)
+            found = self._load(self.seed + part)
         notes += [str(each.message) for each in caught if issubclass(each.category, files.TraceWarning)]
         if self.requests and len(found) > self.requests:
-            found = found.take(np.arange(self.requests))
+            first = (self.skip + part * self.requests) % (len(found) - self.requests + 1)
+            found = found.take(np.arange(first, first + self.requests))
         if self.rate is not None and np.isfinite(rate_per_s(found)):
             found = faster(found, self.rate / rate_per_s(found))
         prompt, output = self.longest_prompt or 2**24, self.longest_output or 2**24

@@ -13,7 +13,7 @@ from dispatchgym.envs.llm.policy import CompiledPolicy, EngineSpec, EngineView, 
 from dispatchgym.envs.llm.setup import fresh_state
 from dispatchgym.envs.llm.state import ENDED
 from dispatchgym.envs.llm.workload import Workload
-from dispatchgym.serving.executor.sampling import Sampling
+from dispatchgym.serving.executor.sampling_params import Sampling
 from dispatchgym.serving.executor.torch_executor import TorchExecutor
 from dispatchgym.solvers.llm.vllm import Vllm
 from tests.envs.llm.helpers import PROFILE

@@ -19,7 +19,8 @@ from dispatchgym.serving.executor.decode_rows import CHANGED_SLOT, COLUMNS, POSI
 from dispatchgym.serving.executor.inputs import HostStep, pack, unpack
 from dispatchgym.serving.executor.model import Decoder
 from dispatchgym.serving.executor.models import open_model
-from dispatchgym.serving.executor.sampling import Draws, Sampling
+from dispatchgym.serving.executor.sampling import Draws
+from dispatchgym.serving.executor.sampling_params import Sampling
 from dispatchgym.serving.executor.slots import SlotTable
 from dispatchgym.serving.executor.step_clock import StepClock
 from dispatchgym.serving.executor.torch_executor import TorchExecutor

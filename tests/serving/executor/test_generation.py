@@ -13,7 +13,7 @@ from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm.executor import Batch, StepResult
 from dispatchgym.envs.llm.policy import EngineView, Plan
 from dispatchgym.serving.executor import torch_executor
-from dispatchgym.serving.executor.sampling import Sampling
+from dispatchgym.serving.executor.sampling_params import Sampling
 from tests.serving.executor.engines import Bench, all_of_it, answers, prompts
 from tests.serving.executor.models import FAMILIES, VOCABULARY, model, plain_greedy, reference
 from tests.serving.executor.pausing import StopAfter

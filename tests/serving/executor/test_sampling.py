@@ -8,7 +8,8 @@ import torch
 
 from dispatchgym.envs.api import UsageError
 from dispatchgym.serving.executor.drafts import accepted, propose
-from dispatchgym.serving.executor.sampling import Draws, Sampling, draw, philox, uniform
+from dispatchgym.serving.executor.sampling import Draws, draw, philox, uniform
+from dispatchgym.serving.executor.sampling_params import Sampling
 
 CHI_SQUARE_999 = {2: 13.82, 5: 20.52}
 """Value that chi-square exceeds once in a thousand times, by degrees of freedom (any table)."""

@@ -13,7 +13,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from dispatchgym.envs.api import InvalidInstanceError, UnknownNameError, UsageError
-from dispatchgym.serving.executor.demo import byte_tokenizer, write_demo
+from dispatchgym.serving.executor.byte_tokenizer import byte_tokenizer
+from dispatchgym.serving.executor.demo import write_demo
 from dispatchgym.serving.executor.inputs import HostStep, pack, unpack
 from dispatchgym.serving.executor.model import Decoder
 from dispatchgym.serving.executor.models import open_model

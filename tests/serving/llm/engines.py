@@ -14,7 +14,7 @@ import numpy.typing as npt
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.executor import Batch, StepResult
 from dispatchgym.envs.llm.profile import Profile
-from dispatchgym.serving.executor.sampling import Sampling
+from dispatchgym.serving.executor.sampling_params import Sampling
 from dispatchgym.serving.llm.engine_loop import Parts
 
 VOCABULARY = 260

@@ -32,8 +32,8 @@ DEMO = ServeLlm(demo=True)
     ("options", "why"),
     [
         (ServeLlm(), "--model DIR or --demo"),
-        (ServeLlm(demo=True, model=Path("x")), "--model DIR or --demo"),
-        (ServeLlm(model=Path("/nowhere")), "config.json"),
+        (ServeLlm(demo=True, model="x"), "--model DIR or --demo"),
+        (ServeLlm(model="/nowhere"), "config.json"),
         (replace(DEMO, scheduler="sarathy"), "did you mean 'sarathi'"),
         (replace(DEMO, scheduler="mc-sf"), "true output lengths"),
         (replace(DEMO, host="0.0.0.0"), "--api-keys"),

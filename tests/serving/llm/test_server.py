@@ -11,7 +11,7 @@ import numpy as np
 import openai
 import pytest
 
-from dispatchgym.serving.executor.sampling import Sampling
+from dispatchgym.serving.executor.sampling_params import Sampling
 from dispatchgym.serving.llm.messages import Submit
 from dispatchgym.serving.llm.sequences import Group, Sequence
 from tests.serving.llm.live import Live, eventually, letters, serving

@@ -23,7 +23,8 @@ from dispatchgym.serving.executor.build import make_executor, rough_profile  # n
 from dispatchgym.serving.executor.inputs import HostStep, pack, unpack  # noqa: E402
 from dispatchgym.serving.executor.model import Decoder  # noqa: E402
 from dispatchgym.serving.executor.ops import TorchOps  # noqa: E402
-from dispatchgym.serving.executor.sampling import Draws, Sampling, draw  # noqa: E402
+from dispatchgym.serving.executor.sampling import Draws, draw  # noqa: E402
+from dispatchgym.serving.executor.sampling_params import Sampling  # noqa: E402
 from dispatchgym.serving.executor.shapes import shape  # noqa: E402
 from dispatchgym.serving.executor.weights import LayerWeights, Linear, Model, Weights, random_weights  # noqa: E402
 from dispatchgym.solvers.llm.vllm import Vllm  # noqa: E402
