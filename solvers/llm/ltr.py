@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan, RequestTable
+from dispatchgym.solvers.llm.identity import Who, who
 from dispatchgym.solvers.llm.lengths import Kind, Lengths
 from dispatchgym.solvers.llm.peak import Numbers
 from dispatchgym.solvers.llm.ranked import ranked_step
@@ -31,16 +32,18 @@ class LearningToRank:
 
     def reset(self, spec: EngineSpec, seed: int) -> None:
         self.lengths.reset(seed)
-        self._raised: dict[int, float] = {}  # request -> until when
+        self._raised: dict[Who, float] = {}  # until when
 
     def decide(self, view: EngineView) -> Plan:
         running, waiting = self.lengths.guess(view)
-        self._raised = {r: until for r, until in self._raised.items() if until > view.now_s}
+        self._raised = {each: until for each, until in self._raised.items() if until > view.now_s}
         keys = (self._key(view, view.running, running), self._key(view, view.waiting, waiting))
         return ranked_step(view, *keys, how="recompute", poll=8)
 
     def _key(self, view: EngineView, table: RequestTable, score: Numbers) -> Numbers:
+        everyone = who(table)
         idle = view.now_s - np.maximum(table.run_s, table.arrival_s)
-        self._raised |= dict.fromkeys(table.id[idle > self.starved_s].tolist(), view.now_s + self.quantum_s)
-        raised = [self._raised.get(r, -np.inf) > view.now_s for r in table.id.tolist()]
+        starved = [everyone[k] for k in np.flatnonzero(idle > self.starved_s).tolist()]
+        self._raised |= dict.fromkeys(starved, view.now_s + self.quantum_s)
+        raised = [self._raised.get(each, -np.inf) > view.now_s for each in everyone]
         return np.where(raised, table.arrival_s - 1e9, score)

@@ -6,6 +6,7 @@ import numpy as np
 
 from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan, RequestTable
 from dispatchgym.solvers.llm.costs import prefill_s
+from dispatchgym.solvers.llm.identity import Who, who
 from dispatchgym.solvers.llm.peak import Numbers
 from dispatchgym.solvers.llm.ranked import ranked_step
 
@@ -33,13 +34,16 @@ class Mlfq:
 
     def reset(self, spec: EngineSpec, seed: int) -> None:
         self._spec = spec
-        self._before: dict[int, float] = {}  # request -> service that no longer counts
-        self._raised: dict[int, int] = {}  # request -> times
+        self._before: dict[Who, float] = {}  # service that no longer counts
+        self._raised: dict[Who, int] = {}  # times
         self._looked = -self.every
 
     def decide(self, view: EngineView) -> Plan:
         if view.step >= self._looked + self.every:
             self._looked = view.step
+            here = {*who(view.running), *who(view.waiting)}
+            self._before = {each: service_s for each, service_s in self._before.items() if each in here}
+            self._raised = {each: times for each, times in self._raised.items() if each in here}
             self._raise_starved(view, view.running)
             self._raise_starved(view, view.waiting)
         running = self._level(view.running) * 1e9 + view.running.arrival_s
@@ -48,17 +52,18 @@ class Mlfq:
         return ranked_step(view, running, waiting, how="swap", poll=2)
 
     def _raise_starved(self, view: EngineView, table: RequestTable) -> None:
-        raised = np.array([self._raised.get(r, 0) for r in table.id.tolist()])
+        everyone = who(table)
+        raised = np.array([self._raised.get(each, 0) for each in everyone])
         starved = view.now_s - np.maximum(table.run_s, table.arrival_s) > self.starved_s * 2.0**raised
-        for r, service_s in zip(table.id[starved].tolist(), table.service_s[starved].tolist(), strict=True):
-            self._before[r] = service_s
-            self._raised[r] = self._raised.get(r, 0) + 1
+        for k in np.flatnonzero(starved).tolist():
+            self._before[everyone[k]] = float(table.service_s[k])
+            self._raised[everyone[k]] = int(raised[k]) + 1
 
     def _level(self, table: RequestTable) -> Numbers:
         """Number of the queue that each request is in, 0 the highest."""
         budget = self._spec.config.token_budget
         first = np.array([prefill_s(self._spec.profile, n, budget) for n in table.known.tolist()])
-        before = np.array([self._before.get(r, 0.0) for r in table.id.tolist()])
+        before = np.array([self._before.get(each, 0.0) for each in who(table)])
         service = np.maximum(first, table.service_s - before)
         level = np.ceil(np.log2(np.maximum(service / self.quantum_s, 1.0)))
         return np.asarray(np.minimum(level, self.levels))

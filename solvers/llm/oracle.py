@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import heapq
-
 import numpy as np
 
 from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan
 from dispatchgym.solvers.llm.costs import prefill_s
 from dispatchgym.solvers.llm.filling import Filling
+from dispatchgym.solvers.llm.moore import moore
 from dispatchgym.solvers.llm.peak import Numbers, peak_tokens
 
 TIGHT = 0.5
@@ -115,21 +114,3 @@ class Oracle:
         if by == "longest":
             return np.asarray(np.argsort(-output, kind="stable"))
         return moore(view.now_s, due, cost)
-
-
-def moore(now_s: float, due: Numbers, cost: Numbers) -> Numbers:
-    """An order in which the most jobs of one machine end by their due times: those on time by due time, then the rest.
-
-    Source: Moore, 1968: in order of due times, whenever one is late, put aside the longest so far.
-    """
-    chosen: list[tuple[float, int]] = []
-    t, aside = now_s, []
-    for j in np.argsort(due, kind="stable").tolist():
-        heapq.heappush(chosen, (-float(cost[j]), j))
-        t += float(cost[j])
-        if t > due[j]:
-            longest, k = heapq.heappop(chosen)
-            t += longest
-            aside.append(k)
-    kept = sorted((j for _, j in chosen), key=lambda j: (float(due[j]), j))
-    return np.array(kept + sorted(aside, key=lambda j: float(cost[j])), np.int64)

@@ -8,8 +8,8 @@ import numpy as np
 
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm.policy import EngineView
-from dispatchgym.solvers.llm.batch_llm import Node, prefix_tree
 from dispatchgym.solvers.llm.peak import Numbers
+from dispatchgym.solvers.llm.prefix_tree import Node, prefix_tree
 
 Order = Literal["fcfs", "lpm", "dfs-weight", "lof", "random", "hrrn", "shortest"]
 CACHE_AWARE = ("lpm", "dfs-weight")

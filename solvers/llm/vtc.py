@@ -6,6 +6,7 @@ import numpy as np
 
 from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan
 from dispatchgym.solvers.llm.filling import Filling
+from dispatchgym.solvers.llm.identity import Who, who
 
 
 class Vtc:
@@ -27,7 +28,7 @@ class Vtc:
 
     def reset(self, spec: EngineSpec, seed: int) -> None:
         self.counter: dict[int, float] = {}
-        self._out: dict[int, tuple[int, int]] = {}  # request -> tenant, output tokens seen
+        self._out: dict[Who, tuple[int, int]] = {}  # tenant, output tokens seen
         self._step = 0
 
     def decide(self, view: EngineView) -> Plan:
@@ -52,12 +53,11 @@ class Vtc:
 
     def _book(self, view: EngineView) -> None:
         steps, self._step = view.step - self._step, view.step
-        now = {}
+        now: dict[Who, tuple[int, int]] = {}
         for table in (view.running, view.waiting):
-            for r, tenant, out in zip(table.id.tolist(), table.tenant.tolist(), table.generated.tolist(), strict=True):
-                now[r] = (tenant, out)
-        for r, (tenant, before) in self._out.items():  # those that are gone ended in these steps
-            out = now[r][1] if r in now else before + steps
+            now |= dict(zip(who(table), zip(table.tenant.tolist(), table.generated.tolist(), strict=True), strict=True))
+        for each, (tenant, before) in self._out.items():  # those that are gone ended in these steps
+            out = now[each][1] if each in now else before + steps
             self.counter[tenant] = self.counter.get(tenant, 0.0) + self.output_weight * (out - before)
         present = {tenant for tenant, _ in self._out.values()}
         least = min((self.counter[t] for t in present), default=0.0)

@@ -19,7 +19,7 @@ from dispatchgym.envs.llm.workload import Workload
 from dispatchgym.solvers.llm.hindsight import Requests, solve
 from dispatchgym.solvers.llm.mc_sf import McSf
 from dispatchgym.solvers.llm.menu import Menu
-from dispatchgym.solvers.llm.oracle import moore
+from dispatchgym.solvers.llm.moore import moore
 from dispatchgym.solvers.llm.timetable import Timetable
 
 ROUNDS = replace(

@@ -16,7 +16,7 @@ from dispatchgym.envs.llm.record import FINISHED
 from dispatchgym.envs.llm.simulate import simulate
 from dispatchgym.envs.llm.workload import Workload
 from dispatchgym.solvers.llm.andes import Andes
-from dispatchgym.solvers.llm.batch_llm import BatchLlm, flatten, prefix_tree
+from dispatchgym.solvers.llm.batch_llm import BatchLlm
 from dispatchgym.solvers.llm.costs import decode_s, prefill_s
 from dispatchgym.solvers.llm.eb_plus import EbPlus
 from dispatchgym.solvers.llm.exspec import EqSpec, ExSpec
@@ -29,6 +29,7 @@ from dispatchgym.solvers.llm.mc_sf import McSf
 from dispatchgym.solvers.llm.mlfq import Mlfq
 from dispatchgym.solvers.llm.past_future import PastFuture
 from dispatchgym.solvers.llm.peak import peak_tokens
+from dispatchgym.solvers.llm.prefix_tree import flatten, prefix_tree
 from dispatchgym.solvers.llm.schedulers import SCHEDULERS
 from dispatchgym.solvers.llm.sglang import SGLang
 from dispatchgym.solvers.llm.srtf import Srtf, Trail
