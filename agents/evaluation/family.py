@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from dispatchgym.agents.evaluation import plain
 from dispatchgym.envs.api import UnknownNameError
 from dispatchgym.envs.registry import Registry, unknown_name
 
@@ -138,8 +139,6 @@ class Family:
         forms: (form, meaning) of its policies.
         suite: name -> suite, those made on the spot too.
         own: pattern of people's own files -> suite.
-        delta: the classic shop's builder out of the options; 0 elsewhere.
-        problems: suite and options -> problems, checked.
         parse_policy: a policy's name and `delta` -> policy.
         tiny: a problem -> one like it that takes no time, to warm up with.
         judge: what is left blank in a timed result, by the independent validator; problem, answer, scenario.
@@ -147,6 +146,8 @@ class Family:
         figures: variant and rows -> HTML of its own in the report; '' for none.
         evidence: writes everything needed to check the results.
         remarks: see there.
+        delta: the classic shop's builder out of the options; 0 elsewhere.
+        problems: suite and options -> problems, checked.
     """
 
     name: str
@@ -161,8 +162,6 @@ class Family:
     forms: Sequence[tuple[str, str]]
     suite: Callable[[str], AnySuite]
     own: Callable[[str], AnySuite]
-    delta: Callable[[Options], float]
-    problems: Callable[[Any, Options], Sequence[AnyProblem]]
     parse_policy: Callable[[str, float], AnyPolicy]
     tiny: Callable[[Any], AnyProblem]
     judge: Callable[[Result, Any, Any, Any], Result]
@@ -170,6 +169,8 @@ class Family:
     figures: Callable[[str, Finished, Sequence[Entry]], str]
     evidence: Callable[[Finished, Path], None]
     remarks: Callable[[Finished], Remarks]
+    delta: Callable[[Options], float] = plain.no_builder
+    problems: Callable[[Any, Options], Sequence[AnyProblem]] = plain.problems
 
 
 FAMILIES = Registry(

@@ -57,10 +57,7 @@ class SchedulerPolicy:
     name: str
     make: Make
     kind: Kind = "rule"
-
-    @property
-    def variants(self) -> frozenset[str]:
-        return EVERYWHERE
+    variants: frozenset[str] = EVERYWHERE
 
     @property
     def is_random(self) -> bool:
@@ -82,6 +79,7 @@ class TunedScheduler:
     in a contest where nothing of it is tuned."""
 
     scheduler: str
+    variants: frozenset[str] = EVERYWHERE
 
     @property
     def name(self) -> str:
@@ -90,10 +88,6 @@ class TunedScheduler:
     @property
     def kind(self) -> Kind:
         return parse_scheduler(self.scheduler).kind
-
-    @property
-    def variants(self) -> frozenset[str]:
-        return EVERYWHERE
 
     @property
     def is_random(self) -> bool:
@@ -114,21 +108,10 @@ class TunedScheduler:
 class BestInHindsight:
     """Of PORTFOLIO and all that is tuned for the contest, the one that turned out best on these very requests."""
 
-    @property
-    def name(self) -> str:
-        return "best-in-hindsight"
-
-    @property
-    def kind(self) -> Kind:
-        return "clairvoyant"
-
-    @property
-    def variants(self) -> frozenset[str]:
-        return EVERYWHERE
-
-    @property
-    def is_random(self) -> bool:
-        return False
+    name: str = "best-in-hindsight"
+    kind: Kind = "clairvoyant"
+    variants: frozenset[str] = EVERYWHERE
+    is_random: bool = False
 
     def builder(self, variant: str) -> str | None:
         return None
@@ -155,21 +138,10 @@ class BestInHindsight:
 class HindsightPolicy:
     """The optimum that gaps are measured against, as CP-SAT found it, carried out on the engine."""
 
-    @property
-    def name(self) -> str:
-        return "hindsight"
-
-    @property
-    def kind(self) -> Kind:
-        return "solver"
-
-    @property
-    def variants(self) -> frozenset[str]:
-        return frozenset(("small",))
-
-    @property
-    def is_random(self) -> bool:
-        return False
+    name: str = "hindsight"
+    kind: Kind = "solver"
+    variants: frozenset[str] = frozenset(("small",))
+    is_random: bool = False
 
     def builder(self, variant: str) -> str | None:
         return None
@@ -202,22 +174,13 @@ class LearnedScheduler:
     folder: Path
     digest: str
     runtime: RuntimeName = "numpy"
+    kind: Kind = "learned"
+    variants: frozenset[str] = EVERYWHERE
+    is_random: bool = False
 
     @property
     def name(self) -> str:
         return f"bundle:{self.called}"
-
-    @property
-    def kind(self) -> Kind:
-        return "learned"
-
-    @property
-    def variants(self) -> frozenset[str]:
-        return EVERYWHERE
-
-    @property
-    def is_random(self) -> bool:
-        return False
 
     def builder(self, variant: str) -> str | None:
         return None

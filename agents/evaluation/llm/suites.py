@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from dispatchgym.agents.evaluation.llm.problem import LlmProblem, Traffic
-from dispatchgym.agents.evaluation.request import Options
 from dispatchgym.agents.simulation.runs import has_slos, rate_per_s
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm.config import EngineConfig
@@ -234,30 +233,6 @@ def suite(name: str) -> LlmSuite:
     if name not in SUITES:
         raise unknown_name("suite", name, SUITES)
     return SUITES[name]
-
-
-def problems(suite: LlmSuite, options: Options) -> Sequence[LlmProblem]:
-    """The suite's problems; the options of job shops are refused.
-
-    Raises:
-        UsageError: such an option; no data.
-    """
-    for option, value in (
-        ("--variant", options.variant),
-        ("--references", options.references),
-        ("--shutdown-probabilities", options.shutdown_probabilities),
-        ("--on-interrupt", options.on_interrupt),
-    ):
-        if value is not None:
-            raise UsageError(f"{option} is for job shops; leave it out with {suite.name}")
-    return list(suite.build())
-
-
-def no_builder(options: Options) -> float:
-    """LLM engines have no schedule builder."""
-    if options.builder != "non-delay" or options.delta is not None:
-        raise UsageError("--builder and --delta are for job shops; leave them out")
-    return 0.0
 
 
 def own_traces(pattern: str) -> LlmSuite:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dispatchgym.agents.evaluation.packing.problem import PackingProblem, World, world_of
-from dispatchgym.agents.evaluation.request import Options
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.packing import files, openb, twin
 from dispatchgym.envs.packing.instance import PackingInstance
@@ -54,30 +53,6 @@ class PackingSuite:
     build: Callable[[], Iterable[PackingProblem]]
     policies: str
     seeds: int = 1
-
-
-def problems(suite: PackingSuite, options: Options) -> Sequence[PackingProblem]:
-    """The suite's problems; the options of job shops are refused.
-
-    Raises:
-        UsageError: such an option; no data.
-    """
-    for option, value in (
-        ("--variant", options.variant),
-        ("--references", options.references),
-        ("--shutdown-probabilities", options.shutdown_probabilities),
-        ("--on-interrupt", options.on_interrupt),
-    ):
-        if value is not None:
-            raise UsageError(f"{option} is for job shops; leave it out with {suite.name}")
-    return list(suite.build())
-
-
-def no_builder(options: Options) -> float:
-    """Packing has no schedule builder."""
-    if options.builder != "non-delay" or options.delta is not None:
-        raise UsageError("--builder and --delta are for job shops; leave them out")
-    return 0.0
 
 
 def suite(name: str) -> PackingSuite:
