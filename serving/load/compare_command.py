@@ -90,11 +90,10 @@ def main(argv: list[str]) -> int:
     began = {"command": shlex.join(["dispatchgym", "compare", *argv]), **head()}
 
     def keep(runs: Mapping[str, list[LoadRun]], decisions: Mapping[str, list[Decisions]]) -> list[Row]:
-        rows = compared(runs)
+        rows = compared({name: own for name, own in runs.items() if own})
         if options.json is not None:
             said = {
                 **began,
-                "rounds": len(runs[names[0]]),
                 "rows": [_plain_row(row) for row in rows],
                 "decisions": decisions,
                 "runs": {name: [plain(run) for run in own] for name, own in runs.items()},
@@ -168,7 +167,7 @@ async def _run_all(
                         await target.close()
                     if server.admin_token:
                         decisions[name].append(await server.decisions())
-                rows = keep(runs, decisions)
+                    rows = keep(runs, decisions)
     return rows, decisions
 
 
