@@ -9,14 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from dispatchgym.agents.llm_drafts import draft_of
+from dispatchgym.agents.llm_interruptions import Interruptions
 from dispatchgym.agents.runtime import OneGraph, Runtime
 from dispatchgym.envs.api import InvalidPlanError
 from dispatchgym.envs.llm.batch import ChoicesConfig
-from dispatchgym.envs.llm.choices import Choices, also_run, list_choices, look, new_choices, plan_by_merit, take
+from dispatchgym.envs.llm.choices import also_run, list_choices
+from dispatchgym.envs.llm.columns import Choices, new_choices
 from dispatchgym.envs.llm.graph import COLUMNS, MERIT, RUN, WAIT
+from dispatchgym.envs.llm.planning import hold_of_plan, look, plan_by_merit, step_of_plan, take
 from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan
 from dispatchgym.envs.llm.sight import Sight, new_sight, see
-from dispatchgym.envs.llm.turns import WAIT_STEPS, hold_of_plan
+from dispatchgym.envs.llm.turns import WAIT_STEPS
 
 FIRST_ROOM = 512
 _FINISH, _NOTHING_ELSE = frozenset(("finish",)), frozenset[str]()
@@ -36,17 +40,19 @@ class ChoicePolicy:
         config: how choices are listed.
         name: what results call it.
         fresh: see above.
+        stops: steps may stop when a request comes, see `llm_interruptions`; the environment's own do not.
     """
 
     oracle = False
 
     def __init__(
         self, runtime: Runtime | None = None, config: ChoicesConfig | None = None, name: str = "merit",
-        *, fresh: bool = False,
+        *, fresh: bool = False, stops: bool = True,
     ) -> None:  # fmt: skip
         self.name = name
         self.config = config or ChoicesConfig()
         self.fresh = fresh
+        self.stops = stops
         self._runtime = runtime
         self._choices = new_choices(self.config.most, self.config.weights)
         self._sight = new_sight(FIRST_ROOM, self.config.most)
@@ -54,10 +60,15 @@ class ChoicePolicy:
     def reset(self, spec: EngineSpec, seed: int) -> None:
         """A new run begins."""
         self._spec = spec
+        self._interruptions = Interruptions()
+        self._sight.head["passed"] = 0
 
     def decide(self, view: EngineView) -> Plan:
         """The next step."""
         self._sight = sight = see(self._sight, view, self._spec)
+        goes_on = self._interruptions.going_on(sight, view) if self.stops else None
+        if goes_on is not None:
+            return Plan(grants=goes_on, interruptible=True)
         kind = plan_by_merit(sight, self._choices) if self._runtime is None else self._scored(sight, self._runtime)
         h: Any = sight.head[0]
         if kind == WAIT:
@@ -66,29 +77,14 @@ class ChoicePolicy:
         grants[:, 0] = sight.grant[: len(grants)]
         grants[:, 1] = sight.tokens[: len(grants)]
         out = [(int(r), "recompute") for r in sight.out[: int(h["preempted"])]]
-        if self._spec.config.max_spec:
-            grants[: int(h["decodes"]), 1] += self._draft(h)
+        grants[: int(h["decodes"]), 1] += draft_of(h, self._spec)
+        may_stop = False
+        if self.stops:
+            grants, may_stop = self._interruptions.fitted(grants, float(step_of_plan(sight)), sight, view)
         hold = int(hold_of_plan(sight))
         everyone = int(h["decodes"]) == int(h["running"]) and len(view.waiting) == 0
         through = _FINISH if everyone and self._spec.profile.rebuild_s > 0 else _NOTHING_ELSE
-        return Plan(grants=grants, preempt=out, hold_steps=hold, hold_through=through)
-
-    def _draft(self, h: Any) -> int:
-        """Speculative tokens for everyone who decodes that give the most tokens a second, if the next is right with
-        the engine's acceptance; none where blocks are short."""
-        p, config = self._spec.profile, self._spec.config
-        if h["free"] < h["decodes"] or h["decodes"] == 0:
-            return 0
-        longest = min(config.max_spec, int(h["budget"]) // int(h["decodes"]))
-        best, most = 0, 0.0
-        for k in range(longest + 1):
-            tokens = int(h["decodes"]) * (1 + k) + int(h["prefill_tokens"])
-            read = int(h["context"]) + k * int(h["decodes"])
-            seconds = p.base_s + max(p.weights_s, p.token_s * tokens) + (p.context_s + p.ragged_s * (k > 0)) * read
-            rate = sum(config.acceptance**j for j in range(k + 1)) / (seconds + p.rebuild_s)
-            if rate > most:
-                best, most = k, rate
-        return best
+        return Plan(grants, out, hold_steps=hold, hold_through=through, interruptible=may_stop)
 
     def _scored(self, sight: Sight, runtime: Runtime) -> int:
         choices, added = self._choices, dict[Key, float]()

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from dispatchgym.envs.api import GraphBatch, UsageError
 from dispatchgym.envs.llm.apply import REPAIRS
 from dispatchgym.envs.llm.batching import BatchingRule
-from dispatchgym.envs.llm.choices import Choices, new_choices
+from dispatchgym.envs.llm.columns import Choices, new_choices
 from dispatchgym.envs.llm.draws import HISTORY, Serving
 from dispatchgym.envs.llm.executor import Executor, batch_of
 from dispatchgym.envs.llm.graph import MERIT, NUM_COLUMNS, SPEC, WEIGHTS
@@ -181,6 +181,7 @@ class EngineBatch:
             episode[name] = getattr(self.reward, name)
         episode["lasting"] = self.reward.lasting * len(serving.workload) / serving.reference_s
         self.turns.counts[i : i + copies] = 0
+        self.turns.sight.head["passed"][i : i + copies] = 0
 
     def begin(self) -> F64:
         """After loading: go to the first real choice; returns the rewards on the way, shape (N,)."""

@@ -45,7 +45,9 @@ PAST = 128
 """Newest output lengths that expectations are made of."""
 
 ARRIVAL, TTFT, TPOT, LAST_TOKEN, FIRST_TOKEN = range(5)  # rows of Sight.f
-PROMPT, MAX_NEW, PRIORITY, TENANT, SESSION, PROGRAM, COMPUTED, GENERATED, BLOCKS, HOST, CACHED, PREEMPTIONS = range(12)
+PROMPT, MAX_NEW, PRIORITY, TENANT, SESSION, PROGRAM, COMPUTED, GENERATED, BLOCKS, HOST, CACHED, PREEMPTIONS, GROUP = (
+    range(13)
+)
 FREE, PICKED, TAKEN = range(3)  # of Sight.mark: nothing said, granted a piece, to be preempted
 
 HEAD = np.dtype(
@@ -80,6 +82,8 @@ HEAD = np.dtype(
         ("least_rank", np.int64),
         ("most_rank", np.int64),
         ("listed", np.int64),
+        ("overdue", np.int64),  # whose turn comes, see `outlook`; -1 for nobody
+        ("passed", np.int64),  # pieces of others since its last turn; goes on from step to step
     ]
 )
 

@@ -13,9 +13,11 @@ import numpy as np
 
 from dispatchgym.envs.compiled import compiled, inlined
 from dispatchgym.envs.llm.apply import apply
-from dispatchgym.envs.llm.choices import Choices, best_choice, hold_of, list_choices, look, take
+from dispatchgym.envs.llm.choices import best_choice, list_choices
+from dispatchgym.envs.llm.columns import Choices
 from dispatchgym.envs.llm.graph import RUN, WAIT
 from dispatchgym.envs.llm.kernel import NO_ORDER, arrive, begin, emit, finish_step, hold_on, next_epoch, step_seconds
+from dispatchgym.envs.llm.planning import hold_of, look, take
 from dispatchgym.envs.llm.record import FINISHED
 from dispatchgym.envs.llm.sight import Sight, see_state
 from dispatchgym.envs.llm.state import DONE, ENDED, F64, I32, I64, WAITING, State, int64
@@ -219,9 +221,3 @@ def _pass_time(s: State, sight: Sight, episode: Any) -> bool:
     arrive(s)
     episode.fresh = 1
     return True
-
-
-@compiled
-def hold_of_plan(sight: Sight) -> int:
-    """Times that the step as planned is to be made if it only decodes."""
-    return hold_of(sight)

@@ -93,7 +93,7 @@ def test_the_merit_plays_the_environment_as_it_plays_a_simulation(caching: bool)
     batch.finish()
     for i, serving in enumerate(servings):
         record = simulate(
-            serving.workload, ChoicePolicy(), serving.engine, serving.profile, strict=not batch.repairs(i)
+            serving.workload, ChoicePolicy(stops=False), serving.engine, serving.profile, strict=not batch.repairs(i)
         )
         assert record.repairs == batch.repairs(i)
         same(record, record_of(batch.state(i), serving.workload, "", {}, decisions=0, policy_s=0.0))

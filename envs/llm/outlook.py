@@ -1,0 +1,110 @@
+"""What becomes of a request if the engine goes on: how much of its time is left, and whether it can still be in time.
+
+Also who has waited so long that it must not wait on.
+"""
+
+# mypy: disable-error-code=no-any-return
+
+from __future__ import annotations
+
+import numpy as np
+
+from dispatchgym.envs.compiled import compiled, inlined
+from dispatchgym.envs.llm.sight import (
+    ARRIVAL,
+    FIRST_TOKEN,
+    GENERATED,
+    GROUP,
+    LAST_TOKEN,
+    TPOT,
+    TTFT,
+    Sight,
+    decoding,
+    known,
+    start_of,
+)
+from dispatchgym.envs.llm.state import BASE_S, PAIR_S, TOKEN_S, WEIGHTS_S, float64, int64
+
+PATIENCE, PATIENCE_STEPS = 20.0, 10_000.0
+"""Who has waited for so many times its bound, and for so many of the shortest steps, is overdue."""
+
+TURNS = 16
+"""While somebody is overdue, one in so many pieces is of the first to come of these, whatever anyone thinks of it."""
+
+
+@inlined
+def until_late(sight: Sight, k: int) -> float:
+    """Seconds in which the next token of a request that decodes is due; those saved before count where means do."""
+    h = sight.head[0]
+    if h.mean_slo == 1:
+        return sight.f[FIRST_TOKEN, k] + sight.f[TPOT, k] * sight.n[GENERATED, k] - h.now
+    return sight.f[LAST_TOKEN, k] + sight.f[TPOT, k] - h.now
+
+
+@inlined
+def work_s(sight: Sight, k: int) -> float:
+    """Time to read the rest of request k's prompt, in steps of the engine's full size."""
+    h = sight.head[0]
+    start = start_of(sight, k)
+    left = known(sight, k) - start
+    steps = (left + h.token_budget - 1) // h.token_budget
+    c = sight.cost
+    pairs = float64(left) * start + 0.5 * float64(left) * (left + 1)
+    return steps * c[BASE_S] + max(steps * c[WEIGHTS_S], c[TOKEN_S] * left) + c[PAIR_S] * pairs
+
+
+@inlined
+def slack_s(sight: Sight, k: int) -> float:
+    """Time left until the first token of request k is due, once its prompt is read; inf without a bound."""
+    if sight.n[GENERATED, k] > 0:
+        return np.inf
+    return sight.f[ARRIVAL, k] + sight.f[TTFT, k] - sight.head[0].now - work_s(sight, k)
+
+
+@inlined
+def is_doomed(sight: Sight, k: int) -> bool:
+    """Request k, with tokens out, has missed one of its bounds or is going to."""
+    h = sight.head[0]
+    if sight.f[FIRST_TOKEN, k] - sight.f[ARRIVAL, k] > sight.f[TTFT, k]:
+        return True
+    if sight.f[TPOT, k] == np.inf:
+        return False
+    until = until_late(sight, k)
+    if h.mean_slo == 1:
+        return until + sight.f[TPOT, k] * (sight.rest[k] - 1.0) < sight.rest[k] * h.unit_s
+    return until < 0.0
+
+
+@compiled
+def find_overdue(sight: Sight) -> int:
+    """The first to come of those that are overdue and not decoding; -1 if nobody is."""
+    h = sight.head[0]
+    first, earliest_s = int64(-1), np.inf
+    for k in range(h.running + h.waiting):
+        came_s = sight.f[ARRIVAL, k]
+        patience_s = PATIENCE_STEPS * h.unit_s
+        if sight.f[TTFT, k] < np.inf:
+            patience_s = max(patience_s, PATIENCE * sight.f[TTFT, k])
+        if came_s < earliest_s and h.now - came_s > patience_s and (k >= h.running or not decoding(sight, k)):
+            first, earliest_s = int64(k), came_s
+    return first
+
+
+@inlined
+def has_turn(sight: Sight) -> bool:
+    """It is the turn of who is overdue."""
+    h = sight.head[0]
+    return h.overdue >= 0 and h.passed >= TURNS - 1
+
+
+@compiled
+def made_late(sight: Sight, group: int, rest_s: float, margin: float) -> bool:
+    """Somebody outside a group could still be in time, but not behind `rest_s` and `margin` of the shortest steps."""
+    h, c = sight.head[0], sight.cost
+    wait_s = rest_s + margin * (c[BASE_S] + max(c[WEIGHTS_S], c[TOKEN_S]))
+    for k in range(h.running + h.waiting):
+        if k < h.running and sight.n[GROUP, k] == group:
+            continue
+        if 0.0 <= slack_s(sight, k) < wait_s:
+            return True
+    return False
