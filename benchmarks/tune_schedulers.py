@@ -21,7 +21,7 @@ from dispatchgym.agents.evaluation.llm.tuned import TABLE
 from dispatchgym.agents.simulation.names import scheduler
 
 FIRST_TRAINING_SEED = 1000
-SEEDS = 1
+SEEDS = 3
 
 Grid = Mapping[str, Sequence[float | int | str]]
 VLLM: Grid = {"watermark": (0.0, 0.01, 0.03, 0.1), "threshold": (0, 512, 2048)}
@@ -29,7 +29,6 @@ SARATHI: Grid = {"chunk": (256, 512, 1024, 2048, 4096), "watermark": (0.01, 0.05
 FLOW: Grid = {"batch_tokens": (1024, 2048, 4096), "slack": (0.05, 0.1, 0.3)}
 LAPS: Grid = {"short_tokens": (128, 256, 1024), "piece_tokens": (1024, 2048, 8192), "window_s": (0.0, 0.006)}
 SPEC: Grid = {"draft": (2, 3, 5), "batch": (16, 48)}
-EB: Grid = {"share": (0.2, 0.5, 0.8, 1.0)}
 PAST: Grid = {"window": (20, 100), "reserve": (0.0, 0.05)}
 DEADLINES: Mapping[str, Grid] = {"vllm": VLLM, "sarathi": SARATHI, "flow-prefill": FLOW, "laps": LAPS}
 GRIDS: Mapping[str, Mapping[str, Grid]] = {
@@ -48,11 +47,10 @@ GRIDS: Mapping[str, Mapping[str, Grid]] = {
         "sarathi": SARATHI,
         "batch-llm": {"cap": (0.7, 0.8, 0.9, 0.95, 1.0)},
         "sglang": {"order": ("fcfs", "lpm", "shortest"), "conservativeness": (0.3, 1.0)},
-        "eb-plus": EB,
     },
     "i-dlm": {"i-dlm-stationary": {"stride": (2, 3, 4)}},
     "exspec": {"eqspec": SPEC, "exspec": SPEC},
-    "own": {**DEADLINES, "past-future": PAST, "eb-plus": EB},
+    "own": {**DEADLINES, "past-future": PAST},
 }
 """Contest -> scheduler -> constants tried. Where what a constant is for is not scarce, it is not tuned."""
 

@@ -156,7 +156,7 @@ CONTESTS: dict[str, tuple[str, Callable[[], list[tuple[str, Traffic]]], str]] = 
     "batch-llm": (
         "BatchLLM (arXiv 2412.03594): an offline batch with shared prefixes, two sizes of the pool",
         _batch_llm,
-        "vllm,vllm+tuned,batch-llm,batch-llm+tuned,batch-llm+lengths=max,sglang+order=lpm,sglang+tuned,eb-plus+tuned,"
+        "vllm,vllm+tuned,batch-llm,batch-llm+tuned,batch-llm+lengths=max,sglang+order=lpm,sglang+tuned,eb-plus,"
         "sarathi+tuned,menu,oracle,best-in-hindsight",
     ),
     "i-dlm": (

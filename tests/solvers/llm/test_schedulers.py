@@ -18,7 +18,6 @@ from dispatchgym.envs.llm.workload import Workload
 from dispatchgym.solvers.llm.andes import Andes
 from dispatchgym.solvers.llm.batch_llm import BatchLlm
 from dispatchgym.solvers.llm.costs import decode_s, prefill_s
-from dispatchgym.solvers.llm.eb_plus import EbPlus
 from dispatchgym.solvers.llm.exspec import EqSpec, ExSpec
 from dispatchgym.solvers.llm.flow_prefill import FlowPrefill
 from dispatchgym.solvers.llm.laps import Laps
@@ -385,13 +384,6 @@ def test_batch_llm_orders_groups_by_decode_to_prompt() -> None:
     policy = ready(BatchLlm("oracle"))
     plan = policy.decide(view([], waiting, outputs=[5, 50, 5, 40], hashes=hashes))
     assert [r for r, _ in plan.grants] == [101, 103, 100, 102]
-
-
-def test_eb_plus_separates_when_decodes_fill_the_step() -> None:
-    batch = [decoding(16, 2) for _ in range(10)]
-    for prompt, grants in ((3, 11), (2, 1)):  # 10 / 13 < 0.8 < 10 / 12
-        plan = ready(EbPlus()).decide(view(batch, [{"prompt_tokens": prompt}]))
-        assert len(plan.grants) == grants
 
 
 def test_stationary_holds_the_batch_while_nobody_waits() -> None:
