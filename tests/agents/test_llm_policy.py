@@ -1,0 +1,114 @@
+"""The scheduler that plans choice by choice: stopped steps, drafts and the overdue, on hand-made traffic."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dispatchgym.agents.llm_drafts import draft_of
+from dispatchgym.agents.llm_policy import ChoicePolicy
+from dispatchgym.envs.llm.config import EngineConfig
+from dispatchgym.envs.llm.outlook import PATIENCE_STEPS, TURNS
+from dispatchgym.envs.llm.policy import EngineSpec
+from dispatchgym.envs.llm.profile import Profile
+from dispatchgym.envs.llm.record import FINISHED
+from dispatchgym.envs.llm.simulate import simulate
+from dispatchgym.envs.llm.workload import Workload
+from dispatchgym.envs.llm.workloads import load
+from tests.envs.llm.helpers import PROFILE, random_workload
+
+ROUNDS = replace(PROFILE, base_s=0.01, weights_s=0.0, token_s=1e-3, pair_s=0.0, context_s=0.0, pause_s=0.0, segments=10)
+"""A step is 10 ms and 1 ms for each of its tokens; it can stop after each tenth."""
+
+ROOMY = EngineConfig(kv_blocks=256, token_budget=2000, max_seqs=16)
+
+
+def two(ttft_s: float) -> Workload:
+    """A prompt of 1,000 tokens, and after 0.3 s one of 20 with this bound; a token each."""
+    return Workload(
+        arrival_s=np.array([0.0, 0.3]), prompt_tokens=np.array([1000, 20]), output_tokens=np.array([1, 1]),
+        ttft_slo_s=np.array([10.0, ttft_s]),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ttft_s", "first"),
+    [
+        # The long prompt takes 1.01 s. It may stop at 0.303 s; the short one takes 0.03 s.
+        (0.2, [1.01 + 0.03, 0.303 + 0.03]),
+        (5.0, [1.01, 1.01 + 0.03]),
+    ],
+)
+def test_a_step_stops_for_who_would_be_late_and_for_nobody_else(ttft_s: float, first: list[float]) -> None:
+    record = simulate(two(ttft_s), ChoicePolicy(), ROOMY, ROUNDS, strict=True)
+    assert record.requests.first_token_s == pytest.approx(first)
+    unstopped = simulate(two(ttft_s), ChoicePolicy(stops=False), ROOMY, ROUNDS, strict=True)
+    assert unstopped.requests.first_token_s == pytest.approx([1.01, 1.04])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_stopped_steps_end_and_need_no_repair(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    workload = replace(
+        random_workload(seed, 30, rate=60.0, shared=seed % 2 == 0), ttft_slo_s=rng.uniform(0.02, 0.5, 30)
+    )
+    engine = EngineConfig(kv_blocks=80, token_budget=int(rng.integers(40, 300)), max_seqs=12)
+    record = simulate(workload, ChoicePolicy(), engine, replace(PROFILE, token_s=4e-4))
+    assert (record.requests.status == FINISHED).all()
+    assert not {"beyond", "unknown", "twice", "idle"} & {kind.split()[0] for kind in record.repairs}
+
+
+def spec_of(profile: Profile, max_spec: int, acceptance: float = 0.5) -> EngineSpec:
+    return EngineSpec(EngineConfig(max_spec=max_spec, acceptance=acceptance), profile, 256)
+
+
+def plan(**numbers: float) -> dict[str, Any]:
+    usual = {"decodes": 4, "context": 400, "prefill_tokens": 0, "free": 100, "budget": 1000}
+    return {**usual, **numbers}
+
+
+def test_drafts_by_hand() -> None:
+    # A step is 10 ms and 1 ms a token; with a chance of 1/2 drafts of 0, 1, 2, 3 put out 1, 1.5, 1.75, 1.875 tokens in
+    # 14, 18, 22, 26 ms: 14, 12, 12.6, 13.9 ms each.
+    assert draft_of(plan(), spec_of(ROUNDS, 3)) == 1
+    # Beside a prompt of 96 tokens that is the same: 110, 114, 118, 122 ms less 12 for each of these tokens. The draft
+    # with the most tokens a second of this step would be 3.
+    assert draft_of(plan(prefill_tokens=96), spec_of(ROUNDS, 3)) == 1
+    # Where tokens are free up to a hundred, all are drafted.
+    assert draft_of(plan(), spec_of(replace(ROUNDS, weights_s=0.1, base_s=0.0), 3)) == 3
+    # Realigning what 400 tokens hold costs 40 ms, more than all that could be won.
+    assert draft_of(plan(), spec_of(replace(ROUNDS, ragged_s=1e-4), 3)) == 0
+    # No blocks, nobody, no speculation.
+    assert draft_of(plan(free=3), spec_of(ROUNDS, 3)) == 0
+    assert draft_of(plan(decodes=0), spec_of(ROUNDS, 3)) == 0
+    assert draft_of(plan(), spec_of(ROUNDS, 0)) == 0
+
+
+def test_drafts_where_they_must_be_realigned_do_not_cost_more_than_they_win() -> None:
+    workload = load("exspec", requests=96, seed=11)
+    engine = EngineConfig(kv_blocks=8192, max_seqs=48, max_spec=5)
+    profile = replace(PROFILE, ragged_s=6e-7)
+    with_drafts = simulate(workload, ChoicePolicy(), engine, profile)
+    without = simulate(workload, ChoicePolicy(), replace(engine, max_spec=0), profile)
+    assert with_drafts.end_s < 0.97 * without.end_s
+
+
+def test_under_lasting_overload_nobody_waits_for_ever() -> None:
+    """A long request is hopeless from the start; short ones that can be in time come faster than the engine serves."""
+    profile = replace(ROUNDS, token_s=5e-3)
+    patience_s = PATIENCE_STEPS * (profile.base_s + profile.token_s)
+    n = round(1.5 * patience_s / 0.1)
+    workload = Workload(
+        arrival_s=np.append(0.0, 0.1 * np.arange(n)), prompt_tokens=np.append(900, np.full(n, 20)),
+        output_tokens=np.append(3, np.full(n, 3)), ttft_slo_s=np.append(1e-3, np.full(n, 2.0)),
+    )  # fmt: skip
+    record = simulate(workload, ChoicePolicy(), replace(ROOMY, token_budget=64, max_seqs=4), profile, steps=False)
+    last_s = workload.arrival_s[-1]
+    assert record.end_s > 1.05 * last_s  # overload
+    first_s = record.requests.first_token_s[0]
+    # Its 900 tokens are 15 pieces of 60; before each come 15 prompts of others at most, of 20 + 2 tokens and a few steps.
+    assert patience_s <= first_s < patience_s + 15 * (TURNS * 22 * profile.token_s + 10 * profile.base_s) < last_s
+    assert (record.requests.status == FINISHED).all()
