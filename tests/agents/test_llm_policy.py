@@ -109,6 +109,6 @@ def test_under_lasting_overload_nobody_waits_for_ever() -> None:
     last_s = workload.arrival_s[-1]
     assert record.end_s > 1.05 * last_s  # overload
     first_s = record.requests.first_token_s[0]
-    # Its 900 tokens are 15 pieces of 60; before each come 15 prompts of others at most, of 20 + 2 tokens and a few steps.
+    # Its 900 tokens are 15 pieces of 60; before each come up to 15 prompts of others, of 20 + 2 tokens and a few steps.
     assert patience_s <= first_s < patience_s + 15 * (TURNS * 22 * profile.token_s + 10 * profile.base_s) < last_s
     assert (record.requests.status == FINISHED).all()
