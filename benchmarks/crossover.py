@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from harness.rows import Measured, Row, arguments, publish
@@ -49,8 +50,8 @@ def main() -> None:
             found = speed[mode]
             rows.append(Row(f"{title}: {mode}", found.value, "tokens/s", found.spread, "mixed", speed["mixed"].value))
         traffic = Traffic(at_once, float(prompt), float(output))
-        each = [1e6 * root(lambda extra, w=w: gain(w, profile, at_once, extra)) for w in drawn]
-        formula = 1e6 * root(lambda extra: closed_form(profile, traffic, extra))
+        each = [1e6 * root(partial(gain, w, profile, at_once)) for w in drawn]
+        formula = 1e6 * root(partial(closed_form, profile, traffic))
         found = Measured.of(each)
         rows.append(Row(f"{title}: crossover", found.value, "us a step", found.spread, "closed form", formula))
     publish(rows, options.json, ["numba", "numpy"])
