@@ -74,7 +74,9 @@ def main() -> None:
             table[world] = before.get(world, {})
             continue
         traffics = CHAT if world == "own" else CONTESTS[world][1]()
-        problems = [LlmProblem("tune", group, each, world, FIRST_TRAINING_SEED) for group, each in traffics]
+        problems = [
+            LlmProblem("tune", group, each, world, FIRST_TRAINING_SEED) for group, each in traffics if each.is_plain
+        ]
         if options.quick:
             problems = [replace(problems[-1], instance=replace(problems[-1].instance, requests=100))]
         drawn = {problem: [problem.scenario(seed) for seed in range(SEEDS)] for problem in problems}

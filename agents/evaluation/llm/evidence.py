@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,8 +21,7 @@ from dispatchgym.agents.evaluation.llm.problem import LlmAnswer, LlmProblem
 from dispatchgym.agents.evaluation.problem import derived_seed
 from dispatchgym.agents.evaluation.work import SOLVED, WorkItem
 from dispatchgym.envs.api import InvalidScheduleError
-from dispatchgym.envs.llm.executor import Batch, SimulatedExecutor, StepResult
-from dispatchgym.envs.llm.profile import Profile
+from dispatchgym.envs.llm.executor import Batch, Executor, StepResult
 from dispatchgym.envs.llm.record import FINISHED, Record
 from dispatchgym.envs.llm.state import State
 
@@ -37,16 +36,17 @@ class Watch:
     """An executor as the simulator's own, which notes who ran what in every step.
 
     Attributes:
+        make: what makes the executor that runs the steps.
         grants: of each step (request, tokens); preempted: who had lost its place since the step before.
     """
 
-    times: Profile
+    make: Callable[[State], Executor]
     grants: list[list[list[int]]] = field(default_factory=list)
     preempted: list[list[int]] = field(default_factory=list)
 
     def __call__(self, state: State) -> Watch:
         self._state = state
-        self._inner = SimulatedExecutor(state, self.times.segments, self.times.pause_s)
+        self._inner = self.make(state)
         self._before = state.req["preemptions"].copy()
         return self
 
@@ -58,7 +58,7 @@ class Watch:
         return self._inner.run(batch, interrupt_s)
 
     _state: State = field(init=False)
-    _inner: SimulatedExecutor = field(init=False)
+    _inner: Executor = field(init=False)
     _before: Any = field(init=False)
 
 
@@ -90,7 +90,7 @@ def write_evidence(finished: Finished, folder: Path) -> None:
 def again(item: WorkItem) -> tuple[Record, Watch, float]:
     """The run once more: record, what was seen, and its value."""
     problem = cast(LlmProblem, item.problem)
-    watch = Watch(problem.instance.step_times())
+    watch = Watch(problem.instance.executor)
     scenario = replace(problem.scenario(item.seed), watch=watch)
     seed = derived_seed("policy", item.policy.name, problem.instance.digest, str(item.seed))
     answer: LlmAnswer = item.policy.prepare(problem)(scenario, seed)

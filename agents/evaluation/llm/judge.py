@@ -13,7 +13,7 @@ from dispatchgym.agents.simulation.timeline import bin_edges, timeline
 from dispatchgym.envs.api import InvalidScheduleError
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.metrics import Metrics, measure
-from dispatchgym.envs.llm.record import DROPPED, FINISHED, REJECTED, Record
+from dispatchgym.envs.llm.record import ABORTED, DROPPED, FINISHED, REJECTED, Record
 
 BINS = 60
 """Of the timeline that is kept for the report."""
@@ -80,8 +80,8 @@ def check(record: Record, engine: EngineConfig) -> None:
         if wrong.size:
             raise InvalidScheduleError(f"{record.policy}: {what} (first at {int(wrong[0])})")
 
-    gone = ended | (r.status == DROPPED) | (r.status == REJECTED)
-    demand(gone, "a request neither finished nor was dropped or refused")
+    gone = ended | np.isin(r.status, (DROPPED, REJECTED, ABORTED))
+    demand(gone, "a request neither finished nor was dropped, refused or aborted")
     demand(r.generated[ended] == w.output_tokens[ended], "a finished request has not all its tokens")
     demand(r.first_token_s[ended] >= w.arrival_s[ended] - EPS, "a first token before the arrival")
     demand(r.finish_s[ended] >= r.first_token_s[ended] - EPS, "an end before the first token")

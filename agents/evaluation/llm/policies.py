@@ -16,6 +16,7 @@ from dispatchgym.agents import bundle as bundles
 from dispatchgym.agents.bundle import Bundle
 from dispatchgym.agents.evaluation.family import AnyPolicy, Kind
 from dispatchgym.agents.evaluation.llm import tuned
+from dispatchgym.agents.evaluation.llm.closed_loop import closed_loop
 from dispatchgym.agents.evaluation.llm.judge import value_of
 from dispatchgym.agents.evaluation.llm.problem import WORLDS, LlmAnswer, LlmProblem, Run, Scenario
 from dispatchgym.agents.evaluation.measures import MEASURES
@@ -204,12 +205,18 @@ def _loaded(folder: Path, digest: str, runtime: RuntimeName) -> Bundle:
 
 def serve(make: Make, problem: LlmProblem, notes: dict[str, Any] | None = None) -> Run:
     """The run of a fresh scheduler on a problem."""
-    times = problem.instance.step_times()
+    traffic = problem.instance
+    times, engine = traffic.step_times(), traffic.engine
 
     def run(scenario: Scenario, seed: int) -> LlmAnswer:
-        record = simulate(
-            scenario.workload, make(), problem.instance.engine, times, scenario.seed, executor=scenario.watch
-        )
+        executor = scenario.watch or (traffic.executor if traffic.captured else None)
+        if traffic.clients:
+            record = closed_loop(
+                scenario.workload, make(), engine, times, scenario.seed,
+                clients=traffic.clients, until_s=traffic.until_s, executor=executor,
+            )  # fmt: skip
+        else:
+            record = simulate(scenario.workload, make(), engine, times, scenario.seed, executor=executor)
         return LlmAnswer(record, notes=notes or {})
 
     return run

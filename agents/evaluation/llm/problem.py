@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from dispatchgym.agents.evaluation.llm.captured import CapturedPrompts
 from dispatchgym.agents.simulation.runs import with_slos
 from dispatchgym.envs.llm import workloads
 from dispatchgym.envs.llm.config import EngineConfig
-from dispatchgym.envs.llm.executor import Executor
+from dispatchgym.envs.llm.executor import Executor, SimulatedExecutor
 from dispatchgym.envs.llm.profile import Profile, load_profile
 from dispatchgym.envs.llm.record import Record
 from dispatchgym.envs.llm.state import State
@@ -64,6 +65,10 @@ class Traffic:
         profile: step times.
         terms: coefficients of the profile that this contest replaces.
         content: digest of a file's bytes.
+        clients: so many clients wait for an answer before they ask again, see `closed_loop`; 0: requests come when they
+            come.
+        until_s: seconds that clients go on.
+        captured: steps of short prompts are captured, see `captured`.
     """
 
     name: str
@@ -78,6 +83,14 @@ class Traffic:
     profile: str = "h200-8b"
     terms: tuple[tuple[str, float], ...] = ()
     content: str = ""
+    clients: int = 0
+    until_s: float = 0.0
+    captured: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """The plain engine under arrivals that nobody's answers hold up: what is tuned on, and in `llm/all`."""
+        return not (self.clients or self.captured)
 
     @cached_property
     def digest(self) -> str:
@@ -111,6 +124,13 @@ class Traffic:
         """The profile with this contest's terms."""
         terms: dict[str, Any] = dict(self.terms)
         return replace(load_profile(self.profile), **terms)
+
+    def executor(self, state: State) -> Executor:
+        """What runs the steps, where somebody looks on or steps are captured."""
+        times = self.step_times()
+        if self.captured:
+            return CapturedPrompts(state, times)
+        return SimulatedExecutor(state, times.segments, times.pause_s)
 
 
 @dataclass(frozen=True, slots=True)

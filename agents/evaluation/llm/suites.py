@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dispatchgym.agents.evaluation.llm.captured import pool_without
 from dispatchgym.agents.evaluation.llm.problem import LlmProblem, Traffic
 from dispatchgym.agents.simulation.runs import has_slos, rate_per_s
 from dispatchgym.envs.api import UsageError
@@ -29,6 +30,12 @@ REBUILD_S = 1e-3
 
 RAGGED_S = 6e-7
 """Realigning a token of KV in the exspec suite: with it EQSPEC spends about 40 % of its time so, as EXSPEC reports."""
+
+CLIENTS, CLIENTS_S, STREAM = 60, 120.0, 4000
+"""Clients of the past-future suite, within its artifact's 10 to 100, the seconds they go on, and what they may ask."""
+
+HOST_S = 6e-3
+"""Launching a step op by op in the laps suite where it counts: about 400 kernels at 15 microseconds; our choice."""
 
 OWN_SLO_S = (2.0, 0.1)
 """Time to the first token and per token after it, for people's own traces without bounds, as in `simulate`."""
@@ -67,10 +74,15 @@ def _traffic(
 
 def _past_future() -> list[tuple[str, Traffic]]:
     loads = {1: 1.2, 2: 0.5, 3: 1.5}  # near what the best scheduler carries
-    return [
+    opened = [
         (f"D{d} {rate:g}/s", _traffic("past-future", f"{d}", SQUEEZED, 200, distribution=d, rate_per_s=rate))
         for d, rate in loads.items()
     ]
+    stream = {d: _traffic("past-future", f"{d}-clients", SQUEEZED, STREAM, distribution=d) for d in (1, 3)}
+    closed = [
+        (f"D{d} {CLIENTS} clients", replace(each, clients=CLIENTS, until_s=CLIENTS_S)) for d, each in stream.items()
+    ]
+    return opened + closed
 
 
 def _flow_prefill() -> list[tuple[str, Traffic]]:
@@ -81,10 +93,14 @@ def _flow_prefill() -> list[tuple[str, Traffic]]:
 
 
 def _laps() -> list[tuple[str, Traffic]]:
-    return [
+    plain = [
         (f"{rate:g}/s", _traffic("laps", f"{rate:g}", LARGE, 1000, rate_per_s=rate, prefill_only=True))
         for rate in (70.0, 85.0, 100.0, 115.0)
     ]
+    slow = _traffic("laps", "launched", LARGE, 1000, terms=(("host_s", HOST_S),), rate_per_s=85.0, prefill_only=True)
+    smaller = replace(LARGE, kv_blocks=pool_without(H200, LARGE.block_tokens, slow.step_times()))
+    grid = replace(slow, name="laps-captured", engine=smaller, captured=True)
+    return [*plain, ("85/s launched", slow), ("85/s captured", grid)]
 
 
 def _batch_llm() -> list[tuple[str, Traffic]]:
@@ -138,7 +154,7 @@ CONTESTS: dict[str, tuple[str, Callable[[], list[tuple[str, Traffic]]], str]] = 
     "past-future": (
         "Past-Future (arXiv 2507.10150): tokens in time under KV pressure, its three length distributions",
         _past_future,
-        "vllm,vllm+tuned,past-future,past-future+tuned,aggressive,conservative,conservative+tuned,sglang+tuned,sarathi+tuned,"
+        "vllm,vllm+tuned,past-future,past-future+tuned,aggressive,conservative,conservative+assumed_new=12000,conservative+tuned,sglang+tuned,sarathi+tuned,"
         "vllm-lcf,menu,mc-sf,oracle,best-in-hindsight",
     ),
     "flow-prefill": (
@@ -200,7 +216,7 @@ def _smoke() -> list[LlmProblem]:
 
 
 def _all() -> list[LlmProblem]:
-    return [problem for name in CONTESTS for problem in _problems("llm/all", name)]
+    return [each for name in CONTESTS for each in _problems("llm/all", name) if each.instance.is_plain]
 
 
 SUITES: dict[str, LlmSuite] = {
