@@ -8,7 +8,7 @@ from typing import Any
 
 from dispatchgym.envs.compiled import compiled, inlined
 from dispatchgym.envs.llm.batching import fill, rescue
-from dispatchgym.envs.llm.kernel import LISTED, NO_BUDGET, NO_SLOT, NOTHING_LEFT, admit, end, grant, known, preempt
+from dispatchgym.envs.llm.grants import LISTED, NO_BUDGET, NO_SLOT, NOTHING_LEFT, admit, end, grant, known, preempt
 from dispatchgym.envs.llm.ledger import cached_blocks
 from dispatchgym.envs.llm.record import DROPPED
 from dispatchgym.envs.llm.state import F64, I32, I64, NONE, PAUSE, RUNNING, SWAP, WAITING, State, int64

@@ -17,26 +17,24 @@ import numpy.typing as npt
 
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.compiled import compiled, inlined
-from dispatchgym.envs.llm.kernel import (
+from dispatchgym.envs.llm.arrivals import begin, next_epoch
+from dispatchgym.envs.llm.grants import (
     FEWEST_OUTPUTS,
     LAST,
     LEAST_COMPUTED,
     LOWEST_PRIORITY,
     NO_ORDER,
     admit,
-    begin,
-    emit,
-    finish_step,
     grant,
     is_decoding,
-    jump,
     known,
-    next_epoch,
-    step_seconds,
 )
+from dispatchgym.envs.llm.jumps import jump
 from dispatchgym.envs.llm.ledger import cached_blocks, unpin
 from dispatchgym.envs.llm.policy import EngineSpec
 from dispatchgym.envs.llm.state import DECIDE, LOG_FULL, NONE, RUNNING, State, float64, int64
+from dispatchgym.envs.llm.step_time import step_seconds
+from dispatchgym.envs.llm.steps import emit, finish_step
 
 Mode = Literal["mixed", "prefill-first", "static"]
 Order = Literal["arrival", "priority", "deadline", "shortest-prompt", "longest-prefix", "key"]

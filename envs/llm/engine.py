@@ -12,21 +12,11 @@ import numpy.typing as npt
 
 from dispatchgym.envs.api import InvalidPlanError, UsageError
 from dispatchgym.envs.llm.apply import FLOATS, IDLE, INTS, OVERSLEPT, REPAIRS, apply, gather, queue
+from dispatchgym.envs.llm.arrivals import arrive, begin, enter, next_epoch
 from dispatchgym.envs.llm.batching import BatchingRule, rescue
 from dispatchgym.envs.llm.executor import Executor, SimulatedExecutor, batch_of
-from dispatchgym.envs.llm.kernel import (
-    NO_ORDER,
-    NOBODY,
-    arrive,
-    begin,
-    end,
-    enter,
-    finish_step,
-    grant,
-    hold_on,
-    interrupt_step,
-    next_epoch,
-)
+from dispatchgym.envs.llm.grants import NO_ORDER, NOBODY, end, grant
+from dispatchgym.envs.llm.jumps import hold_on
 from dispatchgym.envs.llm.ledger import pin, unpin
 from dispatchgym.envs.llm.policy import (
     CompiledPolicy,
@@ -54,6 +44,7 @@ from dispatchgym.envs.llm.state import (
     WAITING,
     State,
 )
+from dispatchgym.envs.llm.steps import finish_step, interrupt_step
 
 _DEFAULT = BatchingRule().packed()
 _HOW = {"recompute": RECOMPUTE, "swap": SWAP, "pause": PAUSE}

@@ -8,8 +8,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dispatchgym.envs.llm.kernel import emit, step_seconds
 from dispatchgym.envs.llm.state import NONE, State
+from dispatchgym.envs.llm.step_time import step_seconds
+from dispatchgym.envs.llm.steps import emit
 
 I32 = npt.NDArray[np.int32]
 

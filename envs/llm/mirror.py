@@ -15,7 +15,7 @@ import numpy as np
 
 from dispatchgym.envs.compiled import compiled
 from dispatchgym.envs.llm.apply import queue
-from dispatchgym.envs.llm.kernel import begin
+from dispatchgym.envs.llm.arrivals import begin
 from dispatchgym.envs.llm.ledger import enter_key, key_of
 from dispatchgym.envs.llm.policy import CompiledPolicy, EngineSpec, EngineView, Plan
 from dispatchgym.envs.llm.setup import fresh_state

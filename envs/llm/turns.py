@@ -13,14 +13,18 @@ import numpy as np
 
 from dispatchgym.envs.compiled import compiled, inlined
 from dispatchgym.envs.llm.apply import apply
+from dispatchgym.envs.llm.arrivals import arrive, begin, next_epoch
 from dispatchgym.envs.llm.choices import best_choice, list_choices
 from dispatchgym.envs.llm.columns import Choices
+from dispatchgym.envs.llm.grants import NO_ORDER
 from dispatchgym.envs.llm.graph import RUN, WAIT
-from dispatchgym.envs.llm.kernel import NO_ORDER, arrive, begin, emit, finish_step, hold_on, next_epoch, step_seconds
+from dispatchgym.envs.llm.jumps import hold_on
 from dispatchgym.envs.llm.planning import hold_of, look, take
 from dispatchgym.envs.llm.record import FINISHED
 from dispatchgym.envs.llm.sight import Sight, see_state
 from dispatchgym.envs.llm.state import DONE, ENDED, F64, I32, I64, WAITING, State, int64
+from dispatchgym.envs.llm.step_time import step_seconds
+from dispatchgym.envs.llm.steps import emit, finish_step
 
 _DONE, _ENDED, _WAITING, _FINISHED = DONE, ENDED, WAITING, FINISHED
 

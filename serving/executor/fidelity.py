@@ -12,13 +12,13 @@ import numpy.typing as npt
 from dispatchgym.envs.llm.calibrate import StepCost, relative_errors, step_cost
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.executor import Batch, Executor, StepResult
-from dispatchgym.envs.llm.kernel import emit
 from dispatchgym.envs.llm.metrics import Metrics, measure
 from dispatchgym.envs.llm.policy import CompiledPolicy, Policy
 from dispatchgym.envs.llm.profile import Profile
 from dispatchgym.envs.llm.record import Record, Steps
 from dispatchgym.envs.llm.simulate import simulate
 from dispatchgym.envs.llm.state import State
+from dispatchgym.envs.llm.steps import emit
 from dispatchgym.envs.llm.workload import Workload
 
 F64 = npt.NDArray[np.float64]
