@@ -21,27 +21,35 @@ class Laps:
     full batch.
 
     Source: LAPS, arXiv 2601.11589 (MLSys 2026), algorithm 1. Departures: long prompts and decode steps use the time of
-    the window; prompts are not padded to the bucket (the profile has graphs for decode steps alone), buckets only order
-    the batch; the constants, which the paper does not give, are ours; decode steps, elsewhere in the original, run
-    when nothing is to be read, or when a request is half way to its bound on the time between tokens.
+    the window; padding to the grid and what capturing it costs are the engine's affair (the suite `llm/laps` has a
+    group with each), here buckets order the batch; the constants, which the paper does not give, are ours; decode
+    steps, elsewhere in the original, run when nothing is to be read, or when a request is half way to its bound on
+    the time between tokens.
 
     Args:
         short_tokens: longest short prompt.
         piece_tokens: piece of a long one.
         window_s: longest window.
         sigma_s: slack at which a batch must go.
+        one_bucket: a batch holds prompts of one bucket alone, for an engine that pads all to the longest.
     """
 
     name = "laps"
     oracle = False
 
     def __init__(
-        self, short_tokens: int = 256, piece_tokens: int = 2048, window_s: float = 0.006, sigma_s: float = 0.02
+        self,
+        short_tokens: int = 256,
+        piece_tokens: int = 2048,
+        window_s: float = 0.006,
+        sigma_s: float = 0.02,
+        one_bucket: bool = False,
     ) -> None:
         self.short_tokens = short_tokens
         self.piece_tokens = piece_tokens
         self.longest_s = window_s
         self.sigma_s = sigma_s
+        self.one_bucket = one_bucket
 
     def reset(self, spec: EngineSpec, seed: int) -> None:
         self._spec = spec
@@ -82,8 +90,9 @@ class Laps:
     def _dispatch(self, view: EngineView, fill: Filling, short: np.ndarray) -> None:
         opened_s = self._opened_s(view, short)
         bucket = np.searchsorted(BUCKETS, view.waiting.left[short])
-        first = bucket[0]
-        for k in short[np.argsort(bucket != first, kind="stable")][: self.depth].tolist():
+        others = bucket != bucket[0]
+        chosen = short[~others] if self.one_bucket else short[np.argsort(others, kind="stable")]
+        for k in chosen[: self.depth].tolist():
             if not fill.let_in(k):
                 break
         size = len(fill.grants)

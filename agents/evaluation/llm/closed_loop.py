@@ -11,7 +11,7 @@ import numpy as np
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.engine import Engine
 from dispatchgym.envs.llm.executor import Executor
-from dispatchgym.envs.llm.policy import CompiledPolicy, EngineSpec, Policy, is_compiled
+from dispatchgym.envs.llm.policy import CompiledPolicy, EngineSpec, Policy
 from dispatchgym.envs.llm.profile import Profile
 from dispatchgym.envs.llm.record import Record
 from dispatchgym.envs.llm.setup import fresh_state
@@ -49,7 +49,7 @@ def closed_loop(
     arrival_s = np.where(np.arange(len(stream)) < clients, 0.0, NEVER_S)
     state = fresh_state(replace(stream, arrival_s=arrival_s), config, profile, seed, steps=True, tokens=False)
     spec = EngineSpec(config, profile, int(state.eng["kv_blocks"][0]), stream.slo_kind)
-    if is_compiled(policy):
+    if isinstance(policy, CompiledPolicy):
         policy.prepare(state, spec, seed)
     else:
         policy.reset(spec, seed)
@@ -79,4 +79,5 @@ def _late(rows: Any, now_s: float) -> list[int]:
     since = now_s - np.where(started, q["last_token_s"], q["arrival_s"])
     late = since > np.where(started, q["tpot_slo_s"], q["ttft_slo_s"])
     late |= started & ((q["max_gap_s"] > q["tpot_slo_s"]) | (q["first_token_s"] - q["arrival_s"] > q["ttft_slo_s"]))
-    return there[late].tolist()
+    found: list[int] = there[late].tolist()
+    return found

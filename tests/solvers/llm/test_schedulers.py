@@ -285,6 +285,13 @@ def test_laps_never_mixes_short_and_long() -> None:
     assert ready(Laps()).decide(view([], urgent, now_s=1.0)).grants == [(100, 20)]  # 15 ms of slack: at once
 
 
+def test_laps_keeps_to_one_bucket_where_all_are_padded_to_the_longest() -> None:
+    lengths = (20, 200, 30, 17)  # three of up to 32 tokens
+    short = [{"prompt_tokens": n, "queued_s": 1.0} for n in lengths]
+    assert ready(Laps(one_bucket=True)).decide(view([], short, now_s=2.0)).grants == [(100, 20), (102, 30), (103, 17)]
+    assert [r for r, _ in ready(Laps()).decide(view([], short, now_s=2.0)).grants] == [100, 102, 103, 101]
+
+
 # --- by rank ---
 
 
