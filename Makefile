@@ -31,6 +31,8 @@ setup: $(READY) ## create .venv with every pinned version and install dispatchgy
 
 $(READY): pyproject.toml constraints.txt
 	@.ci/environment $(VENV) constraints.txt --no-build-isolation -e '.[dev,docs,onnx]'
+	@echo "Compiling the LLM engine for this machine: about a minute"
+	@$(BIN)/dispatchgym serve llm --compile
 
 demo: setup ## train a small policy, judge it beside shipped bundles, rules and CP-SAT, say where the reports lie
 	@rm -rf $(DEMO)/run

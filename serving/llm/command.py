@@ -23,6 +23,7 @@ from dispatchgym.serving.llm.admin import SchedulerAdmin
 from dispatchgym.serving.llm.asking import Asking
 from dispatchgym.serving.llm.engine_loop import Recipe
 from dispatchgym.serving.llm.frontend import Frontend
+from dispatchgym.serving.llm.machine_code import compile_engine
 from dispatchgym.serving.llm.metrics import LlmMetrics
 from dispatchgym.serving.llm.schedulers import load_scheduler
 from dispatchgym.serving.llm.sequences import Limits
@@ -50,6 +51,9 @@ class ServeLlm:
 
     demo: bool = False
     """Serve a tiny model with random weights on the CPU, under the name demo: its text means nothing."""
+
+    compile: bool = False
+    """Compile the engine for this machine and end. `make setup` does it; otherwise the first start takes a minute."""
 
     scheduler: str = "vllm"
     """A rule's name, with constants behind pluses (sarathi+piece_tokens=256), or bundle:PATH, or bundle:NAME."""
@@ -143,6 +147,9 @@ def main(argv: Sequence[str]) -> int:
     )
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    if options.compile:
+        compile_engine()
+        return 0
     check(options)
     return asyncio.run(serve(options))
 
@@ -155,8 +162,9 @@ def check(options: ServeLlm) -> None:
     """
     if options.demo == bool(options.model):
         raise UsageError("give either --model DIR or --demo")
-    has_folder = options.model and not options.model.startswith(RANDOM)
-    if has_folder and not (Path(options.model) / "config.json").is_file():
+    if options.model.startswith(RANDOM):
+        random_vocabulary(options.model)
+    elif options.model and not (Path(options.model) / "config.json").is_file():
         raise UsageError(f"--model {options.model}: holds no config.json; give the folder of a model")
     if not 0.1 <= options.policy_budget_ms <= 60_000:
         raise UsageError(f"--policy-budget-ms {options.policy_budget_ms:g} must be 0.1 to 60000")
@@ -262,13 +270,20 @@ def _language(options: ServeLlm, scratch: Path) -> Language:
         return Language(Path(options.model))
     from dispatchgym.serving.executor.byte_tokenizer import byte_tokenizer
 
-    vocabulary = 0
-    if options.model:
-        from dispatchgym.serving.executor.shapes import shape  # loads torch, which other models do without here
-
-        vocabulary = shape(options.model.removeprefix(RANDOM)).vocabulary
+    vocabulary = random_vocabulary(options.model) if options.model else 0
     byte_tokenizer(vocabulary).save_pretrained(str(scratch / "tokenizer"))
     return Language(scratch / "tokenizer")
+
+
+def random_vocabulary(model: str) -> int:
+    """Tokens that random:SIZE may say.
+
+    Raises:
+        UnknownNameError: no such size.
+    """
+    from dispatchgym.serving.executor.shapes import shape  # loads torch, which other models do without here
+
+    return shape(model.removeprefix(RANDOM)).vocabulary
 
 
 async def _watch(frontend: Frontend, server: HttpServer, name: str) -> None:

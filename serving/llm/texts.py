@@ -34,10 +34,13 @@ class Language:
     """
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
+        if (folder / "tokenizer.json").is_file():
+            from transformers import PreTrainedTokenizerFast as Tokenizer  # loads no torch, unlike the other
+        else:
+            from transformers import AutoTokenizer as Tokenizer
 
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            self.tokenizer: Any = Tokenizer.from_pretrained(str(folder), local_files_only=True)
         except (OSError, ValueError) as error:
             raise UsageError(f"{folder}: no tokenizer can be loaded: {str(error).splitlines()[0]}") from None
         self.vocabulary = len(self.tokenizer)

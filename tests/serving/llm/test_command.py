@@ -34,6 +34,7 @@ DEMO = ServeLlm(demo=True)
         (ServeLlm(), "--model DIR or --demo"),
         (ServeLlm(demo=True, model="x"), "--model DIR or --demo"),
         (ServeLlm(model="/nowhere"), "config.json"),
+        (ServeLlm(model="random:9b"), "known are: 1b"),
         (replace(DEMO, scheduler="sarathy"), "did you mean 'sarathi'"),
         (replace(DEMO, scheduler="mc-sf"), "true output lengths"),
         (replace(DEMO, host="0.0.0.0"), "--api-keys"),
@@ -100,6 +101,17 @@ def test_the_demo_answers_openais_client(demo: tuple[subprocess.Popen[str], str,
             model="demo", messages=[{"role": "user", "content": "hello"}], max_tokens=5, stream=True
         )
         assert list(chat)[-1].choices[0].finish_reason in ("length", "stop")
+
+
+def test_the_process_that_speaks_http_loads_no_torch(demo: tuple[subprocess.Popen[str], str, Path]) -> None:
+    process, url, _ = demo
+    assert httpx.get(f"{url}/healthz").text == "ok"
+    loaded = Path(f"/proc/{process.pid}/maps")
+    if not loaded.exists():
+        pytest.skip("this system does not tell what a process has loaded")
+    text = loaded.read_text()
+    assert "pydantic_core" in text
+    assert "libtorch" not in text
 
 
 def test_told_to_end_it_finishes_what_is_under_way_and_ends_well(
