@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dispatchgym.serving.kube.cluster_state import ClusterState
-from dispatchgym.serving.kube.convert import GPU_RESOURCES, NodeFacts, PodFacts, Rules
+from dispatchgym.serving.kube.convert import GPU_RESOURCES
+from dispatchgym.serving.kube.facts import NodeFacts, PodFacts, Rules
 from dispatchgym.serving.kube.filters import Failure, Filters
 from dispatchgym.serving.kube.mirror import Mirror
 from dispatchgym.serving.kube.policies import RulePolicy, ScoringPolicy

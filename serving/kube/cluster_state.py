@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dispatchgym.envs.packing.instance import WHOLE_GPU
-from dispatchgym.serving.kube.convert import NodeFacts, PodFacts, PodTerm
+from dispatchgym.serving.kube.facts import NodeFacts, PodFacts, PodTerm
 
 EXPECTED_FOR_S = 5.0
 """How long a placement that we expect counts without having been seen."""

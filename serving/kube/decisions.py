@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 from dispatchgym.serving.kube.advisor import Advice, Cause, Source
-from dispatchgym.serving.kube.convert import PodFacts
+from dispatchgym.serving.kube.facts import PodFacts
 
 MOST_KEPT = 2000
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from dispatchgym.serving.kube.advisor import Advice, PlacementAdvisor
 from dispatchgym.serving.kube.cluster_state import Placed
-from dispatchgym.serving.kube.convert import PodFacts
 from dispatchgym.serving.kube.extender import priorities
+from dispatchgym.serving.kube.facts import PodFacts
 from dispatchgym.serving.kube.policies import PLAIN_RULES, RulePolicy
 
 MOST_TRIALS = 200

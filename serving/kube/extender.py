@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from dispatchgym.serving.kube.advisor import PlacementAdvisor
 from dispatchgym.serving.kube.cluster_state import ClusterState
-from dispatchgym.serving.kube.convert import GPU_RESOURCES, PodFacts, node_facts, pod_facts
+from dispatchgym.serving.kube.convert import GPU_RESOURCES, node_facts, pod_facts
 from dispatchgym.serving.kube.decisions import Decision, Decisions
+from dispatchgym.serving.kube.facts import PodFacts
 from dispatchgym.serving.kube.filters import Failure
 from dispatchgym.serving.kube.metrics import ExtenderMetrics
 from dispatchgym.serving.kube.quantity import PayloadError

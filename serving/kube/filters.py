@@ -13,7 +13,7 @@ import numpy as np
 
 from dispatchgym.envs.packing.instance import Taint
 from dispatchgym.serving.kube.cluster_state import ClusterState
-from dispatchgym.serving.kube.convert import NodeFacts, PodFacts, PodTerm, Rules, SpreadTerm
+from dispatchgym.serving.kube.facts import NodeFacts, PodFacts, PodTerm, Rules, SpreadTerm
 
 MOST_RULES = 1000
 _UNSCHEDULABLE = Taint("node.kubernetes.io/unschedulable")

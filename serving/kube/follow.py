@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from dispatchgym.serving.kube.convert import NodeFacts, PodFacts, node_facts, pod_facts
+from dispatchgym.serving.kube.convert import node_facts, pod_facts
 from dispatchgym.serving.kube.extender import Extender
+from dispatchgym.serving.kube.facts import NodeFacts, PodFacts
 from dispatchgym.serving.kube.quantity import PayloadError
 from dispatchgym.serving.kube.scheduler_api import Json, Kind
 from dispatchgym.serving.kube.scheduler_watch import Lister, Reflector

@@ -13,7 +13,7 @@ import numpy as np
 
 from dispatchgym.envs.packing.instance import AntiAffinity, Nodes, PackingInstance, Pods, Workload
 from dispatchgym.serving.kube.cluster_state import ClusterState
-from dispatchgym.serving.kube.convert import PodFacts, PodTerm
+from dispatchgym.serving.kube.facts import PodFacts, PodTerm
 from dispatchgym.serving.kube.filters import Filters
 
 MIB = 2**20

@@ -17,7 +17,7 @@ from dispatchgym.envs.packing.batch import GraphName, PackingBatch, PackingConfi
 from dispatchgym.envs.packing.instance import FOREVER, Nodes, PackingInstance, Pods, Workload
 from dispatchgym.envs.packing.state import ASIDE, GONE, QUEUED, Capacity
 from dispatchgym.serving.kube.cluster_state import ClusterState, Placed
-from dispatchgym.serving.kube.convert import PodFacts
+from dispatchgym.serving.kube.facts import PodFacts
 
 MIB = 2**20
 SPARE_PODS = 64

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 from dispatchgym.envs.api import UsageError
 from dispatchgym.serving.kube.cluster_state import ClusterState
-from dispatchgym.serving.kube.convert import NodeFacts, PodFacts, node_facts, pod_facts
+from dispatchgym.serving.kube.convert import node_facts, pod_facts
+from dispatchgym.serving.kube.facts import NodeFacts, PodFacts
 from dispatchgym.serving.kube.filters import Failure
 from dispatchgym.serving.kube.quantity import PayloadError
 from dispatchgym.serving.kube.scheduler_api import CONFLICT, NOT_FOUND, TOO_MANY_REQUESTS, ApiError, Json, Kind

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dispatchgym.serving.kube.advisor import PlacementAdvisor
-from dispatchgym.serving.kube.convert import PodFacts
+from dispatchgym.serving.kube.facts import PodFacts
 from dispatchgym.serving.kube.scheduler import Choice
 
 

@@ -26,7 +26,7 @@ from dispatchgym.envs.packing.shortlist import Shortlists
 from dispatchgym.envs.packing.validate import validate
 from dispatchgym.envs.registry import unknown_name
 from dispatchgym.serving.kube.cluster_state import ClusterState
-from dispatchgym.serving.kube.convert import PodFacts, Requirement, Selector
+from dispatchgym.serving.kube.facts import PodFacts, Requirement, Selector
 from dispatchgym.serving.kube.filters import Filters
 from dispatchgym.serving.kube.instance import packing_instance
 from dispatchgym.serving.kube.scheduler_api import NOT_FOUND, TOO_MANY_REQUESTS, ApiError, Json

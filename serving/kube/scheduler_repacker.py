@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from dispatchgym.serving.kube.convert import PodFacts
+from dispatchgym.serving.kube.facts import PodFacts
 from dispatchgym.serving.kube.filters import Filters
 from dispatchgym.serving.kube.scheduler import Scheduler
 from dispatchgym.serving.kube.scheduler_api import ApiError, Json

@@ -32,7 +32,7 @@ class Both:
         self.asked.reset(spec, seed)
 
     def advance(self, state: State, until_s: float) -> int:
-        raise NotImplementedError
+        raise NotImplementedError  # the engine asks one plan at a time here; advancing would hide a wrong one
 
     def fill(self, state: State) -> None:
         plan = self.asked.decide(self.engine.view())

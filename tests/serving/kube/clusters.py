@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dispatchgym.serving.kube.cluster_state import ClusterState
-from dispatchgym.serving.kube.convert import PodFacts
+from dispatchgym.serving.kube.facts import PodFacts
 from dispatchgym.serving.kube.filters import Filters
 from dispatchgym.serving.kube.scheduler import Choice, Scheduler, SchedulerSettings
 from dispatchgym.serving.kube.scheduler_api import KubeApi

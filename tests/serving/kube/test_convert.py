@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatchgym.serving.kube.convert import Requirement, node_facts, pod_facts
+from dispatchgym.serving.kube.convert import node_facts, pod_facts
+from dispatchgym.serving.kube.facts import Requirement
 from dispatchgym.serving.kube.quantity import PayloadError
 from tests.serving.kube.objects import node, pod
 
