@@ -14,18 +14,18 @@ from dispatchgym.solvers.llm.prefix_tree import flatten, prefix_tree
 
 
 class Seat(NamedTuple):
-    """Place in the order, the members that share a prefix, and the tokens of that prefix."""
+    """Place in the order; whom it shares a prefix with, named by the prefix's last block; the prefix's tokens."""
 
     rank: int
-    group: frozenset[Who]
+    group: int | None
     shared: int
 
 
 class BatchLlm:
     """Groups by shared prefix, largest ratio of decode to prompt first; a group's prefix is kept until its last member.
 
-    The tree is built from those that wait, and again when new requests have come (the rolling online variant; with all
-    present at the start, the offline original). Requests are let in as long as the batch's expected peak of KV fits.
+    The tree is built from those present, and again when new requests have come (the rolling online variant; with all
+    there at the start, the offline original). Requests are let in as long as the batch's expected peak of KV fits.
 
     Source: Zheng et al., arXiv 2412.03594 v3; microsoft/MixLLM. Departures: the prefix is computed by the first member,
     and pinned; the cap on KV counts guessed outputs.
@@ -47,14 +47,14 @@ class BatchLlm:
     def reset(self, spec: EngineSpec, seed: int) -> None:
         self.lengths.reset(seed)
         self._seats: dict[Who, Seat] = {}
-        self._pinned: dict[frozenset[Who], Who] = {}
+        self._pinned: dict[int, Who] = {}
 
     def decide(self, view: EngineView) -> Plan:
         running_guess, waiting_guess = self.lengths.guess(view)
         running, waiting = view.running, view.waiting
         queue = who(waiting)
         if any(each not in self._seats for each in queue):
-            self._regroup(view, waiting_guess)
+            self._regroup(view, np.concatenate([running_guess, waiting_guess]))
         fill = Filling(view)
         fill.decode()
         fill.read_all()
@@ -67,28 +67,23 @@ class BatchLlm:
         return fill.plan(pins=self._pins(view))
 
     def _regroup(self, view: EngineView, guess: np.ndarray) -> None:
-        waiting, queue, texts = view.waiting, who(view.waiting), view.texts
+        texts, everyone = view.texts, who(view.running) + who(view.waiting)
         assert texts is not None
-        place = {int(r): k for k, r in enumerate(waiting.id)}
-        groups = flatten(prefix_tree({r: tuple(texts.hashes[r].tolist()) for r in place}))
-
-        def ratio(members: list[int]) -> float:
-            index = [place[r] for r in members]
-            return float(guess[index].sum() / waiting.prompt_tokens[index].sum())
-
-        groups.sort(key=lambda g: (-ratio(g[1]), min(g[1])))
-        self._seats = {each: seat for each in who(view.running) if (seat := self._seats.get(each))}
-        ordered = [(text, r, members) for text, members in groups for r in sorted(members)]
-        for rank, (text, r, members) in enumerate(ordered):
-            group = frozenset(queue[place[m]] for m in members)
-            self._seats[queue[place[r]]] = Seat(rank, group, len(text) * texts.block_tokens)
+        prompt = np.concatenate([view.running.prompt_tokens, view.waiting.prompt_tokens])
+        groups = flatten(prefix_tree({k: tuple(texts.hashes[r].tolist()) for k, (r, _) in enumerate(everyone)}))
+        groups.sort(key=lambda g: (-float(guess[g[1]].sum() / prompt[g[1]].sum()), min(g[1])))
+        ordered = [(text, k, len(members) > 1) for text, members in groups for k in sorted(members)]
+        self._seats = {
+            everyone[k]: Seat(rank, text[-1] if text and shared else None, len(text) * texts.block_tokens)
+            for rank, (text, k, shared) in enumerate(ordered)
+        }
 
     def _pins(self, view: EngineView) -> list[Pin]:
         """Pin the prefix of a group once a member has read it; let go when the last member is in."""
         pins: list[Pin] = []
         running, queue = who(view.running), who(view.waiting)
         here = dict(running + queue)
-        still = {group for each in queue if len(group := self._seats[each].group) > 1}
+        still = {self._seats[each].group for each in queue} - {None}
 
         def unpin(number: int, arrival_s: float) -> None:
             if here.get(number, arrival_s) == arrival_s:  # else it is another's, and the pin went with its owner
@@ -96,7 +91,7 @@ class BatchLlm:
 
         for k in np.flatnonzero(view.running.decoding).tolist():
             seat = self._seats.get(running[k])
-            if seat is None or seat.group not in still:
+            if seat is None or seat.group is None or seat.group not in still:
                 continue
             owner = self._pinned.get(seat.group)
             if owner is None or here.get(owner[0]) != owner[1]:  # a live engine lets go of what a gone one pinned

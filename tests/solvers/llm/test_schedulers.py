@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dispatchgym.envs.api import UnknownNameError, UsageError
 from dispatchgym.envs.llm.config import EngineConfig
+from dispatchgym.envs.llm.policy import Pin
 from dispatchgym.envs.llm.record import FINISHED
 from dispatchgym.envs.llm.simulate import simulate
 from dispatchgym.envs.llm.workload import Workload
@@ -391,6 +392,22 @@ def test_batch_llm_orders_groups_by_decode_to_prompt() -> None:
     policy = ready(BatchLlm("oracle"))
     plan = policy.decide(view([], waiting, outputs=[5, 50, 5, 40], hashes=hashes))
     assert [r for r, _ in plan.grants] == [101, 103, 100, 102]
+
+
+def test_batch_llm_keeps_a_prefix_when_others_come() -> None:
+    """Requests 100 and 101 share 3 blocks; 100 has read them. 102 comes with a text of its own, 103 with theirs."""
+    hashes = {100: [1, 2, 3, 4], 101: [1, 2, 3, 5], 102: [7, 8, 9, 6], 103: [1, 2, 3, 8]}
+    policy = ready(BatchLlm("oracle"))
+    rows = [{"prompt_tokens": 64}] * 4
+    policy.decide(view([], rows[:2], outputs=[5, 5], hashes=hashes))
+    batch = [decoding(64, 1, id=100)]
+    come = [{**row, "id": 101 + k} for k, row in enumerate(rows[1:])]
+    full: dict[str, Any] = {"free_seqs": 0, "hashes": hashes}
+    assert policy.decide(view(batch, come[:1], outputs=[5, 5], **full)).pins == [Pin(100, 48)]
+    assert policy.decide(view(batch, come[:2], outputs=[5, 5, 5], **full)).pins == []
+    both = [*batch, decoding(64, 1, id=101)]
+    assert policy.decide(view(both, come[1:], outputs=[5, 5, 5, 5], **full)).pins == []
+    assert policy.decide(view(both, come[1:2], outputs=[5, 5, 5], **full)).pins == [Pin(100, 0)]
 
 
 def test_stationary_holds_the_batch_while_nobody_waits() -> None:
