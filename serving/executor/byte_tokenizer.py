@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 BEGIN, END = "<|begin|>", "<|end|>"
+TOKENS, END_TOKEN = 258, 257
+"""How many there are, and the one that ends a text."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"

@@ -87,9 +87,9 @@ def load_weights(
 
 
 def random_weights(
-    spec: ModelSpec, device: torch.device, dtype: torch.dtype, seed: int = 0, share: Share = WHOLE
+    spec: ModelSpec, device: torch.device, dtype: torch.dtype, seed: int = 0, share: Share = WHOLE, spread: float = 0.02
 ) -> Weights:
-    """Normal weights of deviation 0.02, norms of 1, built on the device: for measuring, where any weights will do."""
+    """Normal weights of deviation `spread`, norms of 1, built on the device: for where any weights will do."""
     generator = torch.Generator(device).manual_seed(seed)
 
     def tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor | None:
@@ -97,7 +97,7 @@ def random_weights(
             return torch.ones(shape, dtype=dtype, device=device) if spec.qk_norm or "self_attn" not in name else None
         if name.endswith("bias"):
             return None
-        return torch.empty(shape, dtype=dtype, device=device).normal_(0.0, 0.02, generator=generator)
+        return torch.empty(shape, dtype=dtype, device=device).normal_(0.0, spread, generator=generator)
 
     return _assemble(share.of_spec(spec), share.of_source(tensor), f"model {spec.name}")
 

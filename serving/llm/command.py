@@ -180,13 +180,12 @@ def check(options: ServeLlm) -> None:
     load_scheduler(options.scheduler)
 
 
-def recipe_of(options: ServeLlm, model: str) -> Recipe:
-    """How the engine's process builds it. `model`: its folder, or random:SIZE."""
+def recipe_of(options: ServeLlm) -> Recipe:
+    """How the engine's process builds it."""
     return Recipe(
         build="dispatchgym.serving.llm.model:build_engine",
         arguments={
-            "model": model,
-            "demo": options.demo,
+            "model": options.model,
             "device": options.device,
             "profile": options.profile,
             "kv_blocks": options.kv_blocks or (DEMO_BLOCKS if options.demo else 0),
@@ -229,9 +228,8 @@ async def serve(options: ServeLlm) -> int:
     rates = RateLimits(options.requests_per_minute, options.tokens_per_minute, time.monotonic)
     limits = Limits(waiting=options.max_waiting, output_tokens=options.max_output)
     with TemporaryDirectory(prefix="dispatchgym-demo-") as scratch:
-        model = options.model or str(Path(scratch) / "model")
-        name = options.served_name or (DEMO if options.demo else name_of(model))
-        frontend = Frontend(recipe_of(options, model), limits, LlmMetrics(name), time.monotonic)
+        name = options.served_name or (DEMO if options.demo else name_of(options.model))
+        frontend = Frontend(recipe_of(options), limits, LlmMetrics(name), time.monotonic)
         async with frontend:  # the engine loads the model while we load the tokenizer
             language = await asyncio.to_thread(_language, options, Path(scratch))
             asking = Asking(frontend, language, name, rates, options.deadline_s)

@@ -18,10 +18,12 @@ import openai
 import pytest
 
 from dispatchgym.envs.api import DispatchGymError, UsageError
+from dispatchgym.serving.executor.byte_tokenizer import END_TOKEN, TOKENS, byte_tokenizer
 from dispatchgym.serving.llm.command import ServeLlm, check
 from dispatchgym.serving.llm.engine_loop import Recipe
 from dispatchgym.serving.llm.frontend import Frontend
 from dispatchgym.serving.llm.metrics import LlmMetrics
+from dispatchgym.serving.llm.model import demo_model
 from dispatchgym.serving.llm.sequences import Limits
 from tests.serving.llm.live import eventually
 
@@ -58,6 +60,17 @@ def test_an_engine_that_cannot_be_built_says_why_and_is_not_tried_again() -> Non
     assert asyncio.run(go()) == "no room for the cache"
     with pytest.raises(UsageError):
         Limits(waiting=0)
+
+
+def test_the_demos_model_says_what_its_tokenizer_reads() -> None:
+    tokenizer = byte_tokenizer()
+    assert (len(tokenizer), tokenizer.eos_token_id) == (TOKENS, END_TOKEN)
+    spec = demo_model().spec
+    assert (spec.vocabulary, spec.stop) == (TOKENS, (END_TOKEN,))
+    larger = byte_tokenizer(300)  # of random weights that say more tokens than there are bytes
+    assert len(larger) == 300
+    assert len({larger.decode([token]) for token in range(258, 300)}) == 42
+    assert larger.encode("hi there") == tokenizer.encode("hi there")
 
 
 @pytest.fixture(scope="module")
