@@ -19,11 +19,11 @@ import pytest
 
 from dispatchgym.envs.api import DispatchGymError, UsageError
 from dispatchgym.serving.executor.byte_tokenizer import END_TOKEN, TOKENS, byte_tokenizer
-from dispatchgym.serving.llm.command import ServeLlm, check
 from dispatchgym.serving.llm.engine_loop import Recipe
 from dispatchgym.serving.llm.frontend import Frontend
 from dispatchgym.serving.llm.metrics import LlmMetrics
 from dispatchgym.serving.llm.model import demo_model
+from dispatchgym.serving.llm.options import ServeLlm, check
 from dispatchgym.serving.llm.sequences import Limits
 from tests.serving.llm.live import eventually
 
