@@ -1,9 +1,10 @@
 """Speed of the simulator Vidur on requests given as JSON; run by the Python of an environment that holds what it needs.
 
 Usage: llm_simulator.py CHECKOUT REQUESTS.json REPEATS, where CHECKOUT holds its source (github.com/microsoft/vidur, git
-7d47513) and REQUESTS {"arrival_s", "prompt_tokens", "output_tokens", "step", "chunk", "places"}: "step" has the coefficients of
-our step times in seconds. Its own operator profiles are large files that copies of its source often lack, so that its
-tables of operator times are filled from these; looking times up, its scheduler and its events are its own, metrics off.
+7d47513) and REQUESTS {"arrival_s", "prompt_tokens", "output_tokens", "step", "chunk", "places"}: "step" has the
+coefficients of our step times in seconds. Its own operator profiles are large files that copies of its source often
+lack, so that its tables of operator times are filled from these; looking times up, its scheduler and its events are its
+own, metrics off.
 
 Prints one JSON object: "iterations" and "requests" per second of CPU time of each repeat, and "steps" of a run.
 """
