@@ -97,6 +97,7 @@ def next_epoch(s: State) -> int:
         if e.next == e.num:
             return DONE
         e.now = s.req[e.next].arrival_s
+        e.plain_s = 0.0
         arrive(s)
     return DECIDE
 

@@ -39,6 +39,7 @@ class StepCost:
         decode_tokens, prefill_tokens: that they run.
         pairs: (query, key) pairs inside prompt pieces. read: tokens whose KV attention reads.
         seconds: measured.
+        plain_before_s: of the step before, if it was captured and this one did not wait for it; else 0.
     """
 
     decodes: int
@@ -48,6 +49,7 @@ class StepCost:
     pairs: int
     read: int
     seconds: float
+    plain_before_s: float = 0.0
 
     @property
     def is_plain(self) -> bool:
@@ -92,10 +94,10 @@ def predict(profile: Profile, steps: Sequence[StepCost]) -> F64:
     """Seconds of each step by the profile, shape (steps,)."""
     run = positions(profile, steps)
     d = profile.plain_decoding
-    seconds = np.maximum(
-        _work(_columns(steps, run), [getattr(profile, name) for name in COLUMNS], profile.weights_s),
-        [profile.host_s + profile.host_mixed_s * step.is_mixed for step in steps],
-    )
+    before = np.array([step.plain_before_s for step in steps])
+    work = _work(_columns(steps, run), [getattr(profile, name) for name in COLUMNS], profile.weights_s)
+    host = np.array([profile.host_s + profile.host_mixed_s * step.is_mixed for step in steps])
+    seconds = np.maximum(work - np.minimum(profile.lead_s, before), host - before)
     plain = _work(_decoding_columns(steps, run), [getattr(d, name) for name in DECODING_COLUMNS], d.weights_s)
     return np.where([step.is_plain for step in steps], plain, seconds)
 
@@ -113,7 +115,7 @@ def fit(rough: Profile, steps: Sequence[StepCost]) -> Profile:
     """
     if len(steps) < 2 * len(COLUMNS):
         raise UsageError(f"calibration: {len(steps)} measured steps are too few for {len(COLUMNS)} coefficients")
-    rough = replace(rough, source="measured", host_s=0.0, host_mixed_s=0.0, decoding=None)
+    rough = replace(rough, source="measured", host_s=0.0, host_mixed_s=0.0, lead_s=0.0, decoding=None)
     if not rough.graph_sizes:
         return _fit_device(rough, steps)
     plain = [step for step in steps if step.is_plain]
@@ -122,8 +124,21 @@ def fit(rough: Profile, steps: Sequence[StepCost]) -> Profile:
         raise UsageError(f"calibration: {len(plain)} steps of decoding alone are too few")
     terms, weights_s = _fit(_decoding_columns(plain, positions(rough, plain)), plain, DECODING_COLUMNS, KNEES)
     rough = replace(rough, decoding=Decoding(weights_s=weights_s, **terms))
-    ways = (_fit_device(rough, rest), _fit_beside_host(rough, rest))
-    return min(ways, key=lambda found: relative_errors(found, rest).sum())
+    waited = [step for step in rest if step.plain_before_s == 0]
+    ways = (_fit_device(rough, waited), _fit_beside_host(rough, waited))
+    best = min(ways, key=lambda found: relative_errors(found, waited).sum())
+    return replace(best, lead_s=_lead_s(best, [step for step in rest if step.plain_before_s > 0]))
+
+
+def _lead_s(profile: Profile, steps: Sequence[StepCost]) -> float:
+    """By how much steps after captured ones are shorter, where they take the device longer than the host."""
+    alone = predict(profile, [replace(step, plain_before_s=0.0) for step in steps]) if steps else np.zeros(0)
+    saved = [
+        float(seconds) - step.seconds
+        for step, seconds in zip(steps, alone, strict=True)
+        if seconds > profile.host_s + profile.host_mixed_s
+    ]
+    return float(np.clip(np.median(saved), 0.0, profile.base_s)) if saved else 0.0
 
 
 def _fit_device(rough: Profile, steps: Sequence[StepCost]) -> Profile:

@@ -228,7 +228,7 @@ class Engine:
             upcoming = float(s.req["arrival_s"][e["next"]]) if e["next"] < e["num"] else np.inf
             to = min(until, upcoming)
             e["waited_s"] += to - e["now"]
-            e["now"] = to
+            e["now"], e["plain_s"] = to, 0.0
             if to >= until:
                 return True
             arrive(s)

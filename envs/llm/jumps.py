@@ -74,7 +74,7 @@ def jump(s: State, most: int, arrivals: bool, hold: bool) -> int:
     s.crossing[:] = 0
     for i in range(batch):  # in step k (from 1) a row needs a new block if its tokens before fill theirs
         s.crossing[(1 - int64(s.batch[i].start)) % size] += 1
-    made, first_s, longest, sum_s = int64(0), 0.0, 0.0, 0.0
+    made, first_s, longest, sum_s, seconds = int64(0), 0.0, 0.0, 0.0, 0.0
     previous = e.now
     last_gap, last_bin = -1.0, 0
     while made < steps:
@@ -106,6 +106,7 @@ def jump(s: State, most: int, arrivals: bool, hold: bool) -> int:
         if e.now >= upcoming:
             break
     e.free = free
+    e.plain_s = seconds
     # the requests, as if they had made all but the last step one by one; the last is booked as any other
     ended = 0
     for i in range(batch):

@@ -41,7 +41,9 @@ class Profile:
 
         base + max(weights, token * positions) + row * requests + pair * pairs + context * read
         + chunk * prompt pieces + mixed (if prompt pieces and decoding share the step),
-        but at least host (plus host_mixed, if they share it); for steps of decoding alone: see `decoding`
+        but at least host (plus host_mixed, if they share it), and less by what the host does of it while a captured
+        step before still runs: up to lead of the device's time, all of host's; for steps that decode alone see
+        `decoding`
         + rebuild (unless told to keep the members of the step before) + swapped bytes / swap_bytes_per_s
         + ragged * read (if decoding requests that verify drafts hold different numbers of tokens)
 
@@ -55,6 +57,7 @@ class Profile:
         kv_tokens: tokens that fit into the KV pool.
         kv_bytes_per_token: bytes that swapping moves for a token.
         host_s, host_mixed_s: that the host needs to launch a step that is not captured, beside the device.
+        lead_s: that the host needs before the device can begin with such a step.
         decoding: of steps that decode one token a request; None if they cost as others do.
         segments: places at which a forward pass can be interrupted (after attention and MLP of each layer).
         pause_s: cost of interrupting.
@@ -81,6 +84,7 @@ class Profile:
     pause_s: float = 0.0
     host_s: float = 0.0
     host_mixed_s: float = 0.0
+    lead_s: float = 0.0
     decoding: Decoding | None = None
     graph_sizes: tuple[int, ...] = ()
     fit: dict[str, float] = field(default_factory=dict)
@@ -116,7 +120,8 @@ class Profile:
             [
                 self.base_s, self.weights_s, self.token_s, self.row_s, self.pair_s, self.context_s,
                 self.chunk_s, self.mixed_s, self.rebuild_s, 1.0 / self.swap_bytes_per_s, self.ragged_s,
-                self.host_s, self.host_mixed_s, d.base_s, d.weights_s, d.token_s, d.row_s, d.context_s, d.spread_s,
+                self.host_s, self.host_mixed_s, self.lead_s,
+                d.base_s, d.weights_s, d.token_s, d.row_s, d.context_s, d.spread_s,
             ]
         )  # fmt: skip
         assert terms.shape == (COST_TERMS,)

@@ -124,6 +124,7 @@ ENGINE = np.dtype(
         ("tokens_logged", np.int64),
         ("finished", np.int64),  # lengths ever put into the history
         ("busy_s", np.float64),
+        ("plain_s", np.float64),  # seconds of the step before, if everyone decoded one token in it; else 0
         ("waited_s", np.float64),  # since the last step
         # the step at hand
         ("batch", np.int64),
@@ -174,10 +175,10 @@ GROUP = np.dtype([("members", np.int32), ("segments", np.int32), ("left_s", np.f
 
 # terms of the step time, in the order of the array `cost`; see profile.py
 BASE_S, WEIGHTS_S, TOKEN_S, ROW_S, PAIR_S, CONTEXT_S, CHUNK_S, MIXED_S, REBUILD_S, SWAP_S, RAGGED_S = range(11)
-HOST_S, HOST_MIXED_S = 11, 12
+HOST_S, HOST_MIXED_S, LEAD_S = 11, 12, 13
 # of a step in which everyone decodes one token
-DECODE_BASE_S, DECODE_WEIGHTS_S, DECODE_TOKEN_S, DECODE_ROW_S, DECODE_CONTEXT_S, DECODE_SPREAD_S = range(13, 19)
-COST_TERMS = 19
+DECODE_BASE_S, DECODE_WEIGHTS_S, DECODE_TOKEN_S, DECODE_ROW_S, DECODE_CONTEXT_S, DECODE_SPREAD_S = range(14, 20)
+COST_TERMS = 20
 
 
 class State(NamedTuple):

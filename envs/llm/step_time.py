@@ -19,6 +19,7 @@ from dispatchgym.envs.llm.state import (
     DECODE_WEIGHTS_S,
     HOST_MIXED_S,
     HOST_S,
+    LEAD_S,
     MIXED_S,
     NONE,
     PAIR_S,
@@ -66,7 +67,8 @@ def step_s(s: State, context: int) -> float:
         if e.prefills > 0 and rows > 0:
             seconds += c[MIXED_S]
             host += c[HOST_MIXED_S]
-        seconds = max(seconds, host)
+        # what the host does while a captured step before still runs
+        seconds = max(seconds - min(c[LEAD_S], e.plain_s), host - e.plain_s)
     seconds += c[SWAP_S] * e.swap_bytes
     if e.held == 0:
         seconds += c[REBUILD_S]

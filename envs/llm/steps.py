@@ -102,6 +102,7 @@ def interrupt_step(s: State, elapsed_s: float, left_s: float, segments: int) -> 
     group.members, group.segments, group.left_s = e.batch, segments, left_s
     e.now += elapsed_s
     e.busy_s += elapsed_s
+    e.plain_s = 0.0
     e.steps += 1
     e.waited_s = 0.0
     for i in range(e.batch):
@@ -120,6 +121,7 @@ def finish_step(s: State, duration_s: float) -> int:
     write_log(s, e.now, duration_s, e.waiting)
     e.now += duration_s
     e.busy_s += duration_s
+    e.plain_s = duration_s if e.prefills == 0 and e.decode_tokens == e.decodes else 0.0
     e.steps += 1
     e.waited_s = 0.0
     now = e.now

@@ -221,7 +221,7 @@ def _pass_time(s: State, sight: Sight, episode: Any) -> bool:
     if e.next < e.num:
         until = min(until, s.req[e.next].arrival_s)
     e.waited_s += until - e.now
-    e.now = until
+    e.now, e.plain_s = until, 0.0
     arrive(s)
     episode.fresh = 1
     return True

@@ -113,11 +113,12 @@ def calibrate(model: Model, config: EngineConfig, options: Options, err: Console
     executor = make_executor(model, config)
     bench = Bench(executor, config, model.spec.vocabulary)
     rng = np.random.default_rng(1)
-    fitted_to = [*grid(config), *random_mixes(config, 2 * options.validate, rng)]
+    late = executor.is_late
+    fitted_to = [*grid(config, late), *random_mixes(config, 2 * options.validate, rng, late)]
     if options.quick:
         fitted_to = fitted_to[:: -(-len(fitted_to) // QUICK)]
     count = min(options.validate, QUICK // 4) if options.quick else options.validate
-    judged_on = random_mixes(config, max(1, count), rng)
+    judged_on = random_mixes(config, max(1, count), rng, late)
     with progress(PASSES * (len(fitted_to) + len(judged_on)) + 2, err) as advance:
         measured = measure_all(bench, fitted_to, advance)
         held_out = measure_all(bench, judged_on, advance)
@@ -147,7 +148,20 @@ def _graph_sizes(model: Model, config: EngineConfig) -> tuple[int, ...]:
 
 
 def _say(profile: Profile, out: Console) -> None:
-    for name in ("base", "weights", "token", "row", "pair", "context", "chunk", "mixed", "host", "host_mixed", "pause"):
+    for name in (
+        "base",
+        "weights",
+        "token",
+        "row",
+        "pair",
+        "context",
+        "chunk",
+        "mixed",
+        "host",
+        "host_mixed",
+        "lead",
+        "pause",
+    ):
         out.print(f"{name:>16} {getattr(profile, name + '_s') * 1e6:14.6f} us")
     if profile.decoding is not None:
         for name, seconds in asdict(profile.decoding).items():

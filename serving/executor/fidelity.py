@@ -124,7 +124,10 @@ class _Noted:
         result = self._executor.run(batch, interrupt_s)
         self.results.append(result)
         if result.segments_done is None and batch.group < 0 and not len(batch.swap_out) and not len(batch.swap_in):
-            self.costs.append(step_cost(batch.start, batch.tokens, batch.decode, result.duration_s))
+            cost = step_cost(batch.start, batch.tokens, batch.decode, result.duration_s)
+            before = self.costs[-1] if self.costs else cost
+            plain_s = before.seconds if before.is_plain and self.costs else 0.0
+            self.costs.append(replace(cost, plain_before_s=plain_s))
         return result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -33,15 +33,17 @@ class Mix:
         contexts: tokens that each decoding request holds.
         pieces: (tokens held before, tokens run) of each prompt.
         width: tokens of each decoding request; above 1 it verifies a draft.
+        after_plain: a step in which `contexts` decode runs before, and is not waited for.
     """
 
     contexts: tuple[int, ...] = ()
     pieces: tuple[tuple[int, int], ...] = ()
     width: int = 1
+    after_plain: bool = False
 
     def lengths(self) -> list[int]:
         """Tokens that each request comes to hold while the mix is measured."""
-        spare = self.width * (WARM + TIMED) + 1
+        spare = (self.width + self.after_plain) * (WARM + TIMED) + 1
         return [n + spare for n in self.contexts] + [start + n + 1 for start, n in self.pieces]
 
     def fits(self, config: EngineConfig) -> bool:
@@ -66,9 +68,27 @@ class Bench:
         self.vocabulary = vocabulary
         self._rng = np.random.default_rng(seed)
         self._admissions = 0
+        self._texts: dict[int, tuple[I32, Sampling]] = {}
+        executor.renew(self)
+
+    def text(self, request: int) -> tuple[I32, Sampling]:
+        """Prompt and sampling of a request that runs for the first time."""
+        return self._texts[request]
+
+    def is_over(self, request: int) -> bool:
+        """Nobody leaves by himself."""
+        return False
 
     def measure(self, mix: Mix) -> StepCost:
-        """Time of one of the mix's steps: the median where steps are waited for, the mean where they follow closely."""
+        """Time of one of the mix's steps: the median where steps are waited for, the mean where they follow closely.
+
+        What runs after a plain step is timed with it, and the plain step's own time taken off.
+        """
+        if mix.after_plain:
+            plain_s = self.measure(Mix(mix.contexts)).seconds
+            *_, (start, tokens, decode, _) = steps = list(self._run(mix))
+            seconds = float(np.median([seconds for *_, seconds in steps[WARM:]])) - plain_s
+            return replace(step_cost(start, tokens, decode, max(seconds, 1e-6)), plain_before_s=plain_s)
         steps, results, began = self._run(mix), [], 0.0
         closely = self.executor.is_late and not mix.pieces and mix.width == 1
         for k, step in enumerate(steps):
@@ -92,9 +112,20 @@ class Bench:
         tokens = np.array([mix.width] * decodes + [n for _, n in mix.pieces], np.int32)
         start = np.array([*mix.contexts, *(first for first, _ in mix.pieces)], np.int32)
         for i, held in enumerate(mix.contexts):
-            self._add(i, held + 1, mix.width * most + 1)
+            self._add(i, held + 1, (mix.width + mix.after_plain) * most + 1)
         admission = self._admit(rows)
+        began = 0.0
         for _ in range(most):
+            if mix.after_plain:
+                began = time.perf_counter()
+                self.executor.run(
+                    Batch(
+                        np.arange(decodes, dtype=np.int32), start[:decodes].copy(), np.ones(decodes, np.int32),
+                        decode[:decodes], np.arange(decodes, dtype=np.int32), admission[:decodes].copy(), table,
+                        _NO_MOVES, _NO_MOVES, NONE, 0,
+                    ), np.inf,
+                )  # fmt: skip
+                start[:decodes] += 1
             for k, (first, n) in enumerate(mix.pieces):  # each ends its prompt, so that its first token is drawn
                 self._add(decodes + k, first + n, 1 + WARM + TIMED)
             batch = Batch(
@@ -102,7 +133,8 @@ class Bench:
                 admission, table, _NO_MOVES, _NO_MOVES, NONE, 0,
             )  # fmt: skip
             result = self.executor.run(batch, np.inf)
-            yield start.copy(), tokens, decode, result.duration_s
+            seconds = time.perf_counter() - began if mix.after_plain else result.duration_s
+            yield start.copy(), tokens, decode, seconds
             start[:decodes] += np.maximum(result.emitted[:decodes], 1)
             for k in range(len(mix.pieces)):
                 self.executor.remove(decodes + k)
@@ -161,7 +193,7 @@ class Bench:
 
     def _add(self, request: int, prompt: int, most: int) -> None:
         ids = self._rng.integers(0, self.vocabulary, prompt).astype(np.int32)
-        self.executor.add(request, ids, Sampling(max_new=most, ignore_eos=True))
+        self._texts[request] = ids, Sampling(max_new=most, ignore_eos=True)
 
     def _admit(self, rows: int) -> npt.NDArray[np.int64]:
         self._admissions += rows
@@ -183,8 +215,12 @@ class Bench:
 _NO_MOVES = np.zeros((0, 2), np.int32)
 
 
-def grid(config: EngineConfig) -> list[Mix]:
-    """Mixes over the range of what the engine can be given, one thing varied at a time and some together."""
+def grid(config: EngineConfig, late: bool) -> list[Mix]:
+    """Mixes over the range of what the engine can be given, one thing varied at a time and some together.
+
+    Args:
+        late: decoding is not waited for, so that it matters what ran before.
+    """
     sizes = [1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
     held = [16, 128, 512, 1024, 2048, 4096, 8192]
     chunks = [16, 64, 128, 256, 512, 1024, 2048, 4096, 8192]
@@ -192,7 +228,8 @@ def grid(config: EngineConfig) -> list[Mix]:
     mixes = [Mix(_unequal(b, n, config.max_len, rng)) for b in sizes for n in held]
     mixes += [Mix(pieces=((start, n),) * k) for n in chunks for start in (0, 512, 2048) for k in (1, 2, 4, 8)]
     mixes += [
-        Mix(_unequal(b, n, config.max_len, rng), ((start, chunk),)) for b in (4, 16, 64, 128, 256) for n in (128, 1024)
+        Mix(_unequal(b, n, config.max_len, rng), ((start, chunk),), after_plain=late and start > 0)
+        for b in (4, 16, 64, 128, 256) for n in (128, 1024)
         for chunk in (64, 256, 1024, 4096) for start in (0, 1024)
     ]  # fmt: skip
     mixes += [Mix((n,) * b, width=w) for b in (1, 4, 16, 64) for n in (128, 1024) for w in (2, 4, 8)]
@@ -210,8 +247,11 @@ def _unequal(rows: int, mean: int, longest: int, rng: np.random.Generator) -> tu
     return tuple(np.clip(drawn * mean / drawn.mean(), 8, longest - 64).astype(int).tolist())
 
 
-def random_mixes(config: EngineConfig, count: int, rng: np.random.Generator) -> list[Mix]:
-    """Mixes as traffic makes them: decoding requests of all lengths, in half of the steps beside pieces of prompts."""
+def random_mixes(config: EngineConfig, count: int, rng: np.random.Generator, late: bool) -> list[Mix]:
+    """Mixes as traffic makes them: decoding requests of all lengths, in half of the steps beside pieces of prompts.
+
+    `late` as for `grid`: half of those with prompts then run after a step that only decodes.
+    """
     found: list[Mix] = []
     while len(found) < count:
         longest = int(np.exp(rng.uniform(np.log(64), np.log(config.max_len))))
@@ -224,7 +264,7 @@ def random_mixes(config: EngineConfig, count: int, rng: np.random.Generator) -> 
                 (int(rng.integers(0, longest)) if rng.random() < 0.3 else 0, max(1, chunk // int(rng.integers(1, 4))))
                 for _ in range(int(rng.integers(1, 4)))
             )
-        mix = Mix(contexts, pieces)
+        mix = Mix(contexts, pieces, after_plain=late and bool(contexts and pieces) and rng.random() < 0.5)
         if mix.fits(config):
             found.append(mix)
     return found

@@ -29,9 +29,13 @@ class TraceTokens:
         self.workload = workload
         self.vocabulary = vocabulary
         self._state = state
+        self._prompts = [self._prompt(request) for request in range(len(workload))]
 
     def text(self, request: int) -> tuple[I32, Sampling]:
         """Prompt and sampling of a request."""
+        return self._prompts[request], Sampling(max_new=int(self.workload.output_tokens[request]), ignore_eos=True)
+
+    def _prompt(self, request: int) -> I32:
         work = self.workload
         length = int(work.prompt_tokens[request])
         hashes = work.hashes[work.hash_ptr[request] : work.hash_ptr[request + 1]].astype(np.uint64)
@@ -41,8 +45,7 @@ class TraceTokens:
         seed = np.full(length, ~np.uint64(request))
         seed[named] = hashes[block[named]]
         within = np.where(named, place % np.uint64(work.hash_block), place)
-        prompt = (_mix(seed, within) % np.uint64(self.vocabulary)).astype(np.int32)
-        return prompt, Sampling(max_new=int(work.output_tokens[request]), ignore_eos=True)
+        return (_mix(seed, within) % np.uint64(self.vocabulary)).astype(np.int32)
 
     def is_over(self, request: int) -> bool:
         """The request has left the engine."""
