@@ -11,8 +11,15 @@ from dispatchgym.agents.simulation.names import scheduler
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.registry import unknown_name
 from dispatchgym.solvers.llm.needs import NEEDS
+from dispatchgym.solvers.routing import ROUTING_RULES
 
 BUNDLE = "bundle:"
+ROUTING = "routing"
+"""Family of the rules that choose a replica."""
+ROUTING_NEEDS: Mapping[str, frozenset[str]] = {
+    "session-hash": frozenset({"sessions"}),
+    "cache-aware": frozenset({"prompts"}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,32 @@ dispatchgym serve kube --policy '{name}' --port 8888
 `dispatchgym serve kube --help` prints the part of kube-scheduler's configuration that names this extender."""
 
 
+def _ray(name: str) -> str:
+    if name in ROUTING_RULES:
+        return f"""\
+pip install 'dispatchgym[ray]'
+
+In a deployment of any model server:
+  request_router_config=RequestRouterConfig(
+    request_router_class="dispatchgym.serving.plugins.ray_router:RuleRouter",
+    request_router_kwargs={{"rule": "{name}"}},
+  )"""
+    return f"""\
+pip install 'dispatchgym[ray]'
+cat > app.yaml <<'END'
+applications:
+  - name: llm
+    import_path: dispatchgym.serving.plugins.ray_llm:llm_app
+    args: {{model: MODEL, replicas: 2, rule: shortest-queue, actor: {{num_gpus: 1}}}}
+    deployments:
+      - name: llm
+        user_config: {{scheduler: '{name}'}}
+END
+serve run app.yaml
+
+Another scheduler, while it runs: change user_config, then `serve deploy app.yaml`; back again in the same way."""
+
+
 def _onnx(name: str) -> str:
     folder = bundles.find(name.removeprefix(BUNDLE))
     if not (folder / bundles.ONNX).exists():
@@ -78,6 +111,20 @@ TARGETS: Mapping[str, Target] = {
         },
         _vllm,
     ),
+    "ray": Target(
+        ("llm", ROUTING),
+        {
+            "swap": "swapping out needs a pool on the host: add host_blocks to args",
+            "segments": "arrivals do not interrupt a forward pass: decided between steps only",
+            "sessions": "over HTTP sessions are told by the header X-Session-Id alone",
+            "prompts": "over HTTP the router sees no prompts and takes the shortest queue; calls by a handle show them",
+        },
+        {
+            "lengths": "it reads true output lengths, which no live engine knows",
+            "drafts": "the server drafts no tokens",
+        },
+        _ray,
+    ),
     "kube": Target(("packing",), {}, {}, _kube),
     "onnx": Target(None, {}, {}, _onnx),
 }
@@ -92,6 +139,8 @@ def family_of(name: str) -> str:
     if name.startswith(BUNDLE):
         family: str = bundles.manifest_of(bundles.find(name.removeprefix(BUNDLE)))["family"]
         return family
+    if name in ROUTING_RULES:
+        return ROUTING
     scheduler(name)
     return "llm"
 
@@ -109,8 +158,8 @@ def refuse_or_degrade(name: str, target: str) -> list[str]:
         raise UsageError(f"{name} is a policy for {family}; target {target} is for {', '.join(there.families)}")
     if target == "onnx" and not name.startswith(BUNDLE):
         raise UsageError(f"{name} is a rule, not a network: target onnx takes bundle:NAME")
-    needs = set(NEEDS.get(name.partition("+")[0], ()))
-    if not name.startswith(BUNDLE) and not scheduler(name)().oracle:
+    needs = set({**NEEDS, **ROUTING_NEEDS}.get(name.partition("+")[0], ()))
+    if family == "llm" and not name.startswith(BUNDLE) and not scheduler(name)().oracle:
         needs.discard("lengths")
     for need in sorted(needs):
         if need in there.refused:

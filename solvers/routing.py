@@ -80,11 +80,13 @@ def session_hash(view: RoutingView) -> F64:
 
 def cache_aware(view: RoutingView) -> F64:
     """SGLang's router: the longest known prefix if it covers 30 % of the prompt, else whoever holds least; the shortest
-    queue when queues differ by more than 64 requests and half."""
+    queue when queues differ by more than 64 requests and half, or the prompt cannot be seen."""
     queues = view.outstanding
+    if view.prompt_length == 0:
+        return shortest_queue(view)
     if queues.max(initial=0) - queues.min(initial=0) > 64 and queues.max() > 1.5 * queues.min():
         return shortest_queue(view)
-    if view.prompt_length and view.matched.max(initial=0) > 0.3 * view.prompt_length:
+    if view.matched.max(initial=0) > 0.3 * view.prompt_length:
         return view.matched.astype(np.float64)
     return -view.held.astype(np.float64)
 

@@ -33,7 +33,6 @@ class Service:
 
     app: Any
     frontend: Frontend
-    admin: SchedulerAdmin
     name: str
 
 
@@ -57,7 +56,7 @@ async def opened(options: ServeLlm) -> AsyncIterator[Service]:
         language = await asyncio.to_thread(_language, options)
         asking = Asking(frontend, language, name, rates, options.deadline_s)
         admin = SchedulerAdmin(frontend, options.bundles, options.audit_log)
-        yield Service(build_app(asking, admin, gate), frontend, admin, name)
+        yield Service(build_app(asking, admin, gate), frontend, name)
 
 
 def _language(options: ServeLlm) -> Language:

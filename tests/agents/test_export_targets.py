@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 
 from dispatchgym.agents.export_command import main
-from dispatchgym.agents.export_targets import TARGETS, instructions, refuse_or_degrade
+from dispatchgym.agents.export_targets import ROUTING_NEEDS, TARGETS, instructions, refuse_or_degrade
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan, is_compiled
 from dispatchgym.envs.llm.simulate import simulate
 from dispatchgym.solvers.llm.needs import NEEDS
 from dispatchgym.solvers.llm.schedulers import SCHEDULERS
+from dispatchgym.solvers.routing import ROUTING_RULES
 from tests.envs.llm.helpers import PROFILE, random_workload
 
 
@@ -79,10 +81,24 @@ def test_the_command_prints_what_to_run(capsys: pytest.CaptureFixture[str]) -> N
     assert "policy.onnx" in instructions("bundle:packing-priority", "onnx")
 
 
+def test_replicas_under_ray_are_told_which_scheduler_decides() -> None:
+    said = instructions("flow-prefill", "ray")
+    application = yaml.safe_load(said.partition("<<'END'\n")[2].partition("\nEND\n")[0])["applications"][0]
+    assert application["deployments"] == [{"name": "llm", "user_config": {"scheduler": "flow-prefill"}}]
+    assert application["args"]["rule"] in ROUTING_RULES
+    assert "lost there: arrivals do not interrupt a forward pass" in said
+    assert '"rule": "cache-aware"' in instructions("cache-aware", "ray")
+    assert "the router sees no prompts" in instructions("cache-aware", "ray")
+    with pytest.raises(UsageError, match="true output lengths"):
+        instructions("srtf", "ray")
+    with pytest.raises(UsageError, match="for routing; target vllm is for llm"):
+        instructions("session-hash", "vllm")
+
+
 def test_losses_and_refusals_are_of_known_needs() -> None:
-    known = set().union(*NEEDS.values())
+    known = set().union(*NEEDS.values(), *ROUTING_NEEDS.values())
     for target in TARGETS.values():
         assert set(target.without) | set(target.refused) <= known
     vllm = TARGETS["vllm"]
-    assert set(vllm.without) | set(vllm.refused) == known
+    assert set(vllm.without) | set(vllm.refused) == set().union(*NEEDS.values())
     assert set(NEEDS) <= set(SCHEDULERS)

@@ -59,6 +59,9 @@ def test_a_session_stays_until_its_replica_goes():
 def test_cache_aware():
     known = np.array([128, 384, 0, 256])
     assert best("cache-aware", matched=known, prompt_length=1000) == {"b"}
+    assert best("cache-aware", outstanding=np.array([2, 1, 0, 3]), held=np.array([0, 5, 9, 0])) == {
+        "c"
+    }  # sees no prompt
     assert best("cache-aware", matched=known, prompt_length=1300) == {"c"}  # 384 is not 30 %: whoever holds least
     crowded = np.array([80, 100, 30, 31])
     assert best("cache-aware", matched=known, prompt_length=1000, outstanding=crowded) == {"c"}
