@@ -38,6 +38,7 @@ from dispatchgym.envs.llm.workload import Workload
 from dispatchgym.serving.executor import fast_path
 from dispatchgym.serving.executor.build import fit_config, make_executor, rough_profile
 from dispatchgym.serving.executor.models import open_model
+from dispatchgym.serving.executor.parallel import Leader
 from dispatchgym.serving.executor.sampling_params import Sampling
 from dispatchgym.serving.executor.spec import ModelSpec
 from dispatchgym.serving.executor.torch_executor import TorchExecutor
@@ -84,12 +85,16 @@ def drawn(count: int, longest: int = 1024) -> list[Request]:
 class Bench:
     """An engine on an executor, live on the wall clock."""
 
-    def __init__(self, model: Model, max_seqs: int, token_budget: int, max_len: int) -> None:
-        config = fit_config(model, EngineConfig(max_seqs=max_seqs, token_budget=token_budget, max_len=max_len))
+    def __init__(
+        self, model: Model, max_seqs: int, token_budget: int, max_len: int,
+        make: Callable[[Model, EngineConfig], TorchExecutor | Leader] = make_executor, kv_blocks: int = 0,
+    ) -> None:  # fmt: skip
+        config = EngineConfig(max_seqs=max_seqs, token_budget=token_budget, max_len=max_len, kv_blocks=kv_blocks)
+        config = fit_config(model, config)
         self.model = model
         self.config = config
         before = time.perf_counter()
-        self.executor: TorchExecutor = make_executor(model, config)
+        self.executor = make(model, config)
         self.start_s = time.perf_counter() - before
         self.spent: dict[str, tuple[int, float]] = {}
         profile = rough_profile(model, config)

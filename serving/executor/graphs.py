@@ -92,7 +92,8 @@ class StepGraphs:
                 self._body(width)  # kernels are compiled and libraries set up outside of the recording
                 stream.synchronize()
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool, stream=stream):
+                # other threads may ask for events meanwhile, as those of collectives do
+                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                     self._body(width)
                 pool = pool or graph.pool()
                 self._graphs[width] = graph
