@@ -166,7 +166,7 @@ CONTESTS: dict[str, tuple[str, Callable[[], list[tuple[str, Traffic]]], str]] = 
     "laps": (
         "LAPS (arXiv 2601.11589): short prompts between long ones, 0.4 s to the first token, four rates",
         _laps,
-        "sglang,vllm,vllm+tuned,laps,laps+tuned,sarathi+tuned,edf,least-slack,flow-prefill+tuned,menu,oracle,"
+        "sglang,vllm,vllm+tuned,laps,laps+one_bucket=true,laps+tuned,sarathi+tuned,edf,least-slack,flow-prefill+tuned,menu,oracle,"
         "best-in-hindsight",
     ),
     "batch-llm": (
