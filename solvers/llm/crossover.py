@@ -37,7 +37,11 @@ class Lines:
 
 
 def lines(profile: Profile, traffic: Traffic, budget: int) -> Lines:
-    """Through the profile's times at half and at all of the traffic's requests; of prompts, of the step's `budget`."""
+    """Through the profile's times at half and at all of the traffic's requests; of prompts, of the step's `budget`.
+
+    Departure from EB+, whose mixed steps all hold the same share of prompt tokens: prompts are read whole, so that
+    where less than one comes a step, the other steps decode alone.
+    """
     prompt, output = traffic.prompt, traffic.output
     held = prompt + output / 2
 
@@ -55,9 +59,11 @@ def lines(profile: Profile, traffic: Traffic, budget: int) -> Lines:
         return decode_s(profile, round(tokens), round(tokens * held))
 
     def of_both(tokens: float) -> float:
-        come = tokens / (prompt + output)
+        come = tokens / (prompt + output)  # prompts that a step must read to keep up, each at once
+        several, decodes = max(1.0, come), come * output
         host = profile.host_s + profile.host_mixed_s
-        return max(device(tokens, come, come * output) + profile.mixed_s, host) + profile.rebuild_s
+        mixed = max(device(several * prompt + decodes, several, decodes) + profile.mixed_s, host) + profile.rebuild_s
+        return mixed if come >= 1 else come * mixed + (1 - come) * of_decodes(decodes)
 
     whole = (budget, max(2.0, traffic.requests), traffic.requests * (prompt + output) / (1 + output))
     found = []

@@ -69,6 +69,15 @@ def test_lines_of_a_profile_by_hand() -> None:
     assert line.mixed_s + line.mixed_token_s * tokens == pytest.approx(0.001 + 2e-5 * tokens + rest * tokens)
 
 
+def test_where_prompts_are_rare_most_steps_decode_alone() -> None:
+    """20 requests of 400 + 99 tokens: a prompt comes every five steps, and 19.8 decode in each."""
+    line = lines(PROFILE, Traffic(20, 400.0, 99.0), 8192)
+    attention = 19.8 * 449.5 * 3e-8
+    with_prompt = 0.001 + 2e-5 * 419.8 + 1e-9 * 400 * 401 / 2 + attention
+    alone = 0.005 + round(20 * 449.5) * 3e-8
+    assert line.mixed_s + line.mixed_token_s * 99.8 == pytest.approx(0.2 * with_prompt + 0.8 * alone, rel=1e-3)
+
+
 def test_prompts_wait_for_a_share_of_places_and_then_come_alone() -> None:
     policy = ready(EbPlus(mode="exclusive"))
     policy.share, policy.most = 0.5, 4
