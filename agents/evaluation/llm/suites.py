@@ -184,7 +184,7 @@ CONTESTS: dict[str, tuple[str, Callable[[], list[tuple[str, Traffic]]], str]] = 
     "exspec": (
         "EXSPEC (arXiv 2510.22876): batched speculative decoding where unequal lengths must be realigned",
         _exspec,
-        "eqspec,exspec,eqspec+batch=8,exspec+batch=8,eqspec+batch=1,eqspec+tuned,exspec+tuned,orca+max_running=16,"
+        "eqspec,exspec,eqspec+batch=8,exspec+batch=8,exspec+batch=1,eqspec+tuned,exspec+tuned,orca+max_running=16,"
         "vllm,menu,oracle,best-in-hindsight",
     ),
 }
