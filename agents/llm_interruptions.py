@@ -7,7 +7,7 @@ be in time but not behind its rest: then the choices decide, its rest among them
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,9 @@ class Interruptions:
             self._rest_s[members] = max(took_s - (view.now_s - began_s), 0.0)
         self._last = None
         number, ids = view.running.group, view.running.id
+        if len(number) == 0 or number.max() < 0:
+            self._rest_s.clear()
+            return {}
         found = {int(g): frozenset(ids[number == g].tolist()) for g in np.unique(number[number >= 0])}
         self._rest_s = {members: self._rest_s.get(members, 0.0) for members in found.values()}
         return found
@@ -61,12 +64,11 @@ class Interruptions:
         Args:
             step_s: seconds that the step is expected to take.
         """
-        running = view.running
-        stopped = running.id[running.group >= 0]
-        if len(stopped):
+        running, h = view.running, cast(Any, sight.head[0])
+        if self._rest_s:  # there are stopped steps
+            stopped = running.id[running.group >= 0]
             reads = np.isin(grants[:, 0], running.id[running.decoding], invert=True)
             first = grants[reads][:1, 0].tolist()
-            h: Any = sight.head[0]
             if h["overdue"] >= 0:
                 overdue = int(sight.id[h["overdue"]])
                 first = [overdue] if overdue in grants[:, 0] else first
@@ -76,7 +78,7 @@ class Interruptions:
                 self._last = (members, view.now_s, self._rest_s.get(members, 0.0))
                 return _all_of(members), True
             grants = grants[np.isin(grants[:, 0], stopped, invert=True)]
-        may_stop = len(grants) > 0 and not np.isin(grants[:, 0], running.id[running.decoding]).any()
+        may_stop = len(grants) > 0 and int(h["decodes"]) == 0
         self._last = (frozenset(grants[:, 0].tolist()), view.now_s, step_s) if may_stop else None
         return grants, may_stop
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dispatchgym.agents.llm_drafts import draft_of
 from dispatchgym.agents.llm_interruptions import Interruptions
@@ -16,8 +17,17 @@ from dispatchgym.envs.api import InvalidPlanError
 from dispatchgym.envs.llm.batch import ChoicesConfig
 from dispatchgym.envs.llm.choices import also_run, list_choices
 from dispatchgym.envs.llm.columns import Choices, new_choices
-from dispatchgym.envs.llm.graph import COLUMNS, MERIT, RUN, WAIT
-from dispatchgym.envs.llm.planning import hold_of_plan, look, plan_by_merit, step_of_plan, take
+from dispatchgym.envs.llm.graph import RUN, WAIT
+from dispatchgym.envs.llm.planning import (
+    SLOTS,
+    hold_of_plan,
+    keep_scores,
+    look,
+    plan_by_merit,
+    plan_by_scores,
+    step_of_plan,
+    take,
+)
 from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan
 from dispatchgym.envs.llm.sight import Sight, new_sight, see
 from dispatchgym.envs.llm.turns import WAIT_STEPS
@@ -25,7 +35,6 @@ from dispatchgym.envs.llm.turns import WAIT_STEPS
 FIRST_ROOM = 512
 _FINISH, _NOTHING_ELSE = frozenset(("finish",)), frozenset[str]()
 _NOTHING = -1
-Key = tuple[float, ...]
 
 
 class ChoicePolicy:
@@ -56,6 +65,7 @@ class ChoicePolicy:
         self._runtime = runtime
         self._choices = new_choices(self.config.most, self.config.weights)
         self._sight = new_sight(FIRST_ROOM, self.config.most)
+        self._added, self._of_engine = np.empty((FIRST_ROOM, SLOTS + 1)), np.empty(2)
 
     def reset(self, spec: EngineSpec, seed: int) -> None:
         """A new run begins."""
@@ -69,7 +79,7 @@ class ChoicePolicy:
         goes_on = self._interruptions.going_on(sight, view) if self.stops else None
         if goes_on is not None:
             return Plan(grants=goes_on, interruptible=True)
-        kind = plan_by_merit(sight, self._choices) if self._runtime is None else self._scored(sight, self._runtime)
+        kind = self._plan(sight)
         h: Any = sight.head[0]
         if kind == WAIT:
             return Plan(wait_until_s=view.now_s + WAIT_STEPS * float(h["unit_s"]))
@@ -86,38 +96,54 @@ class ChoicePolicy:
         through = _FINISH if everyone and self._spec.profile.rebuild_s > 0 else _NOTHING_ELSE
         return Plan(grants, out, hold_steps=hold, hold_through=through, interruptible=may_stop)
 
-    def _scored(self, sight: Sight, runtime: Runtime) -> int:
-        choices, added = self._choices, dict[Key, float]()
-        weight = None if self.fresh else runtime.rule_weight
+    def _plan(self, sight: Sight) -> int:
+        runtime = self._runtime
+        if runtime is None:
+            return int(plan_by_merit(sight, self._choices))
+        weight = runtime.rule_weight
+        return self._anew(sight, runtime) if self.fresh or weight is None else self._once(sight, runtime, weight)
+
+    def _once(self, sight: Sight, runtime: Runtime, weight: float) -> int:
+        """Score the choices that the step begins with, RUN among them, and plan by these scores."""
+        choices = self._choices
+        look(sight)
+        list_choices(sight, choices)
+        while choices.size[0] == 1:
+            kind = int(take(sight, choices, 0))
+            if kind in (RUN, WAIT):
+                return kind
+            list_choices(sight, choices)
+        count = int(choices.size[0])
+        if count == 0:
+            return _NOTHING
+        if choices.kind[count - 1] != RUN:
+            also_run(choices)
+        logits = self._logits(runtime)
+        choices.size[0] = count
+        if len(self._added) < len(sight.id):
+            self._added = np.empty((len(sight.id), SLOTS + 1))
+        keep_scores(choices, logits, weight, self._added, self._of_engine)
+        return int(plan_by_scores(sight, choices, weight, self._added, self._of_engine))
+
+    def _anew(self, sight: Sight, runtime: Runtime) -> int:
+        """Score the choices after every one that is taken."""
         look(sight)
         while True:
-            list_choices(sight, choices)
-            count = int(choices.size[0])
+            list_choices(sight, self._choices)
+            count = int(self._choices.size[0])
             if count == 0:
                 return _NOTHING
-            at = 0
-            if count > 1:
-                if not added and weight is not None and choices.kind[count - 1] != RUN:
-                    also_run(choices)
-                keys = _keys(choices, int(choices.size[0]))
-                merit = (weight or 0.0) * choices.row[: len(keys), MERIT]
-                if not added or weight is None:
-                    logits = runtime.one(_graph(choices, len(keys)))
-                    if not np.isfinite(logits).all():
-                        raise InvalidPlanError(f"scheduler {self.name}: the network's scores are not all numbers")
-                    own = (logits - merit).tolist()
-                    added = {key[:2]: x for key, x in zip(keys, own, strict=True)}  # where a piece's length changes
-                    added |= zip(keys, own, strict=True)
-                at = int(np.argmax([added.get(key, added.get(key[:2], 0.0)) for key in keys[:count]] + merit[:count]))
-            kind = int(take(sight, choices, at))
+            at = 0 if count == 1 else int(np.argmax(self._logits(runtime)))
+            kind = int(take(sight, self._choices, at))
             if kind in (RUN, WAIT):
                 return kind
 
-
-def _keys(choices: Choices, count: int) -> list[Key]:
-    """What a choice is: kind, request, how long its piece is."""
-    length = choices.row[:count, COLUMNS["brief"]] - choices.row[:count, COLUMNS["stretch"]]
-    return list(zip(choices.kind[:count].tolist(), choices.who[:count].tolist(), length.tolist(), strict=True))
+    def _logits(self, runtime: Runtime) -> npt.NDArray[np.float64]:
+        """Of the listed choices."""
+        logits = runtime.one(_graph(self._choices, int(self._choices.size[0]))).astype(np.float64)
+        if not np.isfinite(logits).all():
+            raise InvalidPlanError(f"scheduler {self.name}: the network's scores are not all numbers")
+        return logits
 
 
 def _graph(choices: Choices, count: int) -> OneGraph:

@@ -9,7 +9,7 @@ import numpy as np
 from dispatchgym.envs.compiled import compiled, inlined
 from dispatchgym.envs.llm.choices import best_choice, fits, list_choices, need
 from dispatchgym.envs.llm.columns import Choices
-from dispatchgym.envs.llm.graph import ADMIT, PREEMPT, RUN, WAIT
+from dispatchgym.envs.llm.graph import ADMIT, COLUMNS, MERIT, PREEMPT, RUN, WAIT
 from dispatchgym.envs.llm.outlook import find_overdue, until_late
 from dispatchgym.envs.llm.shortlist import shortlist
 from dispatchgym.envs.llm.sight import (
@@ -31,7 +31,12 @@ from dispatchgym.envs.llm.sight import (
     seconds,
     start_of,
 )
-from dispatchgym.envs.llm.state import BASE_S, TOKEN_S, WEIGHTS_S, float64, int64
+from dispatchgym.envs.llm.state import BASE_S, F64, TOKEN_S, WEIGHTS_S, float64, int64
+
+SLOTS = 4
+"""Choices that a request has at most, see `slot_of`."""
+
+IS_BRIEF, STRETCHES = COLUMNS["brief"], COLUMNS["stretch"]
 
 POLL, UNTIL_EVENT = 8, 1 << 30
 """Steps that only decode are made so many at a time: while somebody pauses, or waits that there is a place for; and
@@ -169,3 +174,59 @@ def hold_of_plan(sight: Sight) -> int:
 def step_of_plan(sight: Sight) -> float:
     """Seconds that the step as planned is expected to take."""
     return seconds(sight, int64(0), int64(0))
+
+
+@compiled
+def plan_by_scores(sight: Sight, choices: Choices, weight: float, added: F64, of_engine: F64) -> int:
+    """Go on with a plan, a list of choices at hand; returns as `plan_by_merit`.
+
+    A choice is worth `weight` times its merit and what was added to it when all were scored; where its piece has
+    another length by now, what was added to the last of that request.
+
+    Args:
+        added: shape (room, SLOTS + 1), the last column that of the last; nan where nothing was scored.
+        of_engine: of RUN and WAIT.
+    """
+    while True:
+        best, most = int64(-1), -np.inf
+        for at in range(choices.size[0]):
+            kind, k = choices.kind[at], choices.who[at]
+            worth = weight * choices.row[at, MERIT]
+            if kind in (RUN, WAIT):
+                worth += of_engine[kind - RUN]
+            else:
+                own = added[k, slot_of(choices, at)]
+                if np.isnan(own):
+                    own = added[k, SLOTS]
+                worth += 0.0 if np.isnan(own) else own
+            if worth > most:
+                best, most = int64(at), worth
+        if best < 0:
+            return int64(-1)
+        kind = int64(take(sight, choices, best))
+        if kind in (RUN, WAIT):
+            return kind
+        list_choices(sight, choices)
+
+
+@compiled
+def keep_scores(choices: Choices, logits: F64, weight: float, added: F64, of_engine: F64) -> None:
+    """Write for `plan_by_scores` what scores of the listed choices are beyond the merit's part."""
+    added[:] = np.nan
+    of_engine[:] = 0.0
+    for at in range(len(logits)):
+        kind, k = choices.kind[at], choices.who[at]
+        own = logits[at] - weight * choices.row[at, MERIT]
+        if kind in (RUN, WAIT):
+            of_engine[kind - RUN] = own
+        else:
+            added[k, slot_of(choices, at)] = own
+            added[k, SLOTS] = own
+
+
+@inlined
+def slot_of(choices: Choices, at: int) -> int:
+    """Which of a request's choices one is: three lengths of a piece, or losing its blocks."""
+    if choices.kind[at] == PREEMPT:
+        return int64(3)
+    return int64(1) + int64(choices.row[at, IS_BRIEF]) - int64(choices.row[at, STRETCHES])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from dispatchgym.agents.llm_drafts import draft_of
 from dispatchgym.agents.llm_policy import ChoicePolicy
+from dispatchgym.agents.runtime import OneGraph
+from dispatchgym.envs.api import InvalidPlanError
 from dispatchgym.envs.llm.config import EngineConfig
+from dispatchgym.envs.llm.graph import COLUMNS, MERIT
 from dispatchgym.envs.llm.outlook import PATIENCE_STEPS, TURNS
 from dispatchgym.envs.llm.policy import EngineSpec
 from dispatchgym.envs.llm.profile import Profile
@@ -112,3 +115,41 @@ def test_under_lasting_overload_nobody_waits_for_ever() -> None:
     # Its 900 tokens are 15 pieces of 60; before each come up to 15 prompts of others, of 20 + 2 tokens and a few steps.
     assert patience_s <= first_s < patience_s + 15 * (TURNS * 22 * profile.token_s + 10 * profile.base_s) < last_s
     assert (record.requests.status == FINISHED).all()
+
+
+class Rule:
+    """A runtime whose network is the merit, and a bonus for admitting long prompts."""
+
+    rule_weight = 6.0
+
+    def __init__(self, bonus: float, told: bool = True) -> None:
+        self.bonus = bonus
+        if not told:
+            self.rule_weight = None  # type: ignore[assignment]
+
+    def one(self, graph: OneGraph) -> np.ndarray[Any, Any]:
+        x = graph.x["request"]
+        bonus = self.bonus * x[:, COLUMNS["admit"]] * x[:, COLUMNS["known"]]
+        return np.asarray(6.0 * x[:, MERIT] + bonus, np.float32)
+
+
+def finishes(policy: ChoicePolicy, seed: int) -> list[float]:
+    engine = EngineConfig(kv_blocks=80, token_budget=120, max_seqs=12)
+    record = simulate(random_workload(seed, 40, rate=60.0), policy, engine, PROFILE)
+    found: list[float] = record.requests.finish_s.tolist()
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_scoring_once_keeps_up_with_the_plan(seed: int) -> None:
+    merit = finishes(ChoicePolicy(), seed)
+    assert finishes(ChoicePolicy(cast(Any, Rule(0.0))), seed) == merit
+    assert finishes(ChoicePolicy(cast(Any, Rule(0.0)), fresh=True), seed) == merit
+    # What is added depends on the request alone, so that scoring once and anew are the same, and not the merit.
+    once = finishes(ChoicePolicy(cast(Any, Rule(40.0))), seed)
+    assert once == finishes(ChoicePolicy(cast(Any, Rule(40.0, told=False))), seed) != merit
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(InvalidPlanError, match="not all numbers"):
+        finishes(ChoicePolicy(cast(Any, Rule(float("nan")))), 0)
