@@ -13,6 +13,7 @@ READY := $(VENV)/.ready
 PEERS := .venv-peers
 VLLM := .venv-vllm
 RAY := .venv-ray
+SGLANG := .venv-sglang
 DEMO := out/demo
 DEMO_POLICIES := 'lrpt,mwkr+cap=tuned,spt,random,sampled:mwkr@64,pilot,bundle:$(DEMO)/bundle,learned,learned+lookahead,cp-sat@2d+hint:lrpt,rolling@0.2d,clairvoyant@3d'
 BENCH_ARGS ?=
@@ -21,7 +22,7 @@ KUBERNETES ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dispatchgym/kubernetes-1.20
 E2E_ARGS ?=
 PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4
 
-.PHONY: help setup demo test test-ray test-vllm vllm-traces lint format types tests bench bench-peers e2e-kubernetes soak-llm \
+.PHONY: help setup demo test test-ray test-vllm test-sglang vllm-traces lint format types tests bench bench-peers e2e-kubernetes soak-llm \
 	docs wheel-check constraints clean
 
 help: ## list the targets
@@ -53,8 +54,15 @@ $(VLLM)/.ready: tests/conformance/vllm/requirements.txt
 	@.ci/environment $(VLLM) $< -r $<
 	@$(VLLM)/bin/python -m pip install --quiet --no-deps vllm==0.25.1 xgrammar==0.2.1 -e . || { rm $@; exit 1; }
 
-test-ray: $(RAY)/.ready ## the request router in a local Ray Serve, in .venv-ray
-	@PYTHONPATH=. RAY_AUTH_MODE=disabled $(RAY)/bin/python -m pytest -p no:cacheprovider -o filterwarnings=default -o addopts=--import-mode=importlib tests/conformance/ray $(PYTEST_ARGS)
+test-sglang: $(SGLANG)/.ready ## the plug-in's hooks on SGLang 0.5.23's own queue policy, in .venv-sglang
+	@PYTHONPATH=. $(SGLANG)/bin/python -m pytest -p no:cacheprovider -o filterwarnings=default -o addopts=--import-mode=importlib tests/conformance/sglang $(PYTEST_ARGS) --numprocesses 0
+
+$(SGLANG)/.ready: tests/conformance/sglang/requirements.txt
+	@.ci/environment $(SGLANG) $< -r $<
+	@$(SGLANG)/bin/python -m pip install --quiet --no-deps sglang==0.5.23 || { rm $@; exit 1; }
+
+test-ray: $(RAY)/.ready ## the request router and replicas of the LLM server in a local Ray Serve, in .venv-ray
+	@PYTHONPATH=. RAY_AUTH_MODE=disabled $(RAY)/bin/python -m pytest -p no:cacheprovider -o filterwarnings=default -o addopts=--import-mode=importlib tests/conformance/ray $(PYTEST_ARGS) --numprocesses 0
 
 $(RAY)/.ready: tests/conformance/ray/requirements.txt
 	@.ci/environment $(RAY) $< -r $<

@@ -49,6 +49,16 @@ Bounds and tenants come with each request: "vllm_xargs": {{"ttft_slo_ms": 500, "
 Back to vLLM's own rules: DISPATCHGYM_POLICY=vllm, or leave --scheduler-cls away."""
 
 
+def _sglang(name: str) -> str:
+    return f"""\
+pip install 'dispatchgym[serving]' sglang==0.5.23
+DISPATCHGYM_POLICY='{name}' SGLANG_PLUGINS=dispatchgym python -m sglang.launch_server --model-path MODEL
+
+Experimental: order and admission of waiting requests alone, one GPU an engine.
+Bounds and tenants come with each request: "custom_params": {{"ttft_slo_ms": 500, "tpot_slo_ms": 50, "tenant": "a"}}.
+Back to SGLang's own rules: unset DISPATCHGYM_POLICY."""
+
+
 def _kube(name: str) -> str:
     return f"""\
 pip install 'dispatchgym[kubernetes]'
@@ -110,6 +120,20 @@ TARGETS: Mapping[str, Target] = {
             "drafts": "speculation belongs to vLLM, and nothing would be left of the scheduler",
         },
         _vllm,
+    ),
+    "sglang": Target(
+        ("llm",),
+        {
+            "swap": "SGLang decides who gives up its KV, and when",
+            "segments": "forward passes are not interrupted: decided between steps only",
+            "wait": "requests are held back while others run, for a second at most",
+            "pins": "prefixes cannot be held: SGLang's own cache decides what it keeps",
+        },
+        {
+            "lengths": "it reads true output lengths, which no live engine knows",
+            "drafts": "speculation belongs to SGLang, and nothing would be left of the scheduler",
+        },
+        _sglang,
     ),
     "ray": Target(
         ("llm", ROUTING),

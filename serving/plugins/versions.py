@@ -11,19 +11,37 @@ VLLM = ((0, 25), (0, 26))
 """From the first, below the second: its scheduler is no public interface and changes from release to release."""
 
 
+SGLANG = ((0, 5, 23), (0, 5, 24))
+"""The same; what its hooks are around changes from patch to patch."""
+
+
 def require_vllm(version: str) -> None:
     """Refuse a vLLM whose scheduler this plug-in was not tested against.
 
     Raises:
         UsageError: another version.
     """
+    _require("vLLM", VLLM, version, "leave --scheduler-cls away")
+
+
+def require_sglang(version: str) -> None:
+    """Refuse an SGLang whose queue this plug-in was not tested against.
+
+    Raises:
+        UsageError: another version.
+    """
+    _require("SGLang", SGLANG, version, "unset DISPATCHGYM_POLICY")
+
+
+def _require(name: str, tested: tuple[tuple[int, ...], tuple[int, ...]], version: str, or_else: str) -> None:
+    low, high = tested
     parts = version.split("+")[0].split(".")
-    found = tuple(int(p) for p in parts[:2] if p.isdigit())
-    low, high = VLLM
+    found = tuple(int(p) for p in parts[: len(low)] if p.isdigit())
     if not low <= found < high:
+        least, below = (".".join(map(str, each)) for each in tested)
         raise UsageError(
-            f"this dispatchgym steers vLLM >={low[0]}.{low[1]},<{high[0]}.{high[1]}; vLLM {version} is installed: "
-            f"pip install 'vllm>={low[0]}.{low[1]},<{high[0]}.{high[1]}', or leave --scheduler-cls away"
+            f"this dispatchgym steers {name} >={least},<{below}; {name} {version} is installed: "
+            f"pip install '{name.lower()}>={least},<{below}', or {or_else}"
         )
 
 

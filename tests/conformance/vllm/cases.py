@@ -147,6 +147,8 @@ class Watched:
         self.policy.prepare(state, spec, seed)
 
     def advance(self, state: State, until_s: float) -> int:
+        # Part of what a compiled policy offers, and for whole simulations; cases are run step by step, so that a call
+        # of it would be a mistake of the test.
         raise NotImplementedError("is run step by step")
 
     def fill(self, state: State) -> None:
