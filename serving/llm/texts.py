@@ -34,13 +34,17 @@ class Language:
     """
 
     def __init__(self, folder: Path) -> None:
+        kind: Any
         if (folder / "tokenizer.json").is_file():
-            from transformers import PreTrainedTokenizerFast as Tokenizer  # loads no torch, unlike the other
-        else:
-            from transformers import AutoTokenizer as Tokenizer
+            from transformers import PreTrainedTokenizerFast  # loads no torch, unlike the other
 
+            kind = PreTrainedTokenizerFast
+        else:
+            from transformers import AutoTokenizer
+
+            kind = AutoTokenizer
         try:
-            self.tokenizer: Any = Tokenizer.from_pretrained(str(folder), local_files_only=True)
+            self.tokenizer: Any = kind.from_pretrained(str(folder), local_files_only=True)
         except (OSError, ValueError) as error:
             raise UsageError(f"{folder}: no tokenizer can be loaded: {str(error).splitlines()[0]}") from None
         self.vocabulary = len(self.tokenizer)
