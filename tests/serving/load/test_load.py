@@ -24,6 +24,7 @@ from dispatchgym.serving.load.command import main as load_main
 from dispatchgym.serving.load.comparison import WINDOWS, compared, verdict, window_values
 from dispatchgym.serving.load.prompts import LETTERS, WORDS, Ruler, ids_of, ruler_from, text_of
 from dispatchgym.serving.load.run import LoadRun, Style, body_of, drive, headers_of, summed_up
+from dispatchgym.serving.load.servers import started
 from dispatchgym.serving.load.traffic import Traffic
 from tests.serving.llm.live import Live, language, serving
 
@@ -281,13 +282,51 @@ def test_compare_switches_a_running_server_and_prints_differences(
     assert all(run["statuses"] == {"200": 12} for runs in said["runs"].values() for run in runs)
     first, second = (runs[0]["requests"] for runs in said["runs"].values())
     assert [r["prompt_tokens"] for r in first] == [r["prompt_tokens"] for r in second]  # the same trace
+    assert said["decisions"]["vllm"] == [{"p50_ms": None, "p99_ms": None, "faults": {}}] * 2  # inside the engine
     assert "sarathi - vllm" in capsys.readouterr().out
+
+
+def test_compare_starts_one_server_of_its_own_and_says_what_decisions_took(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "compare.json"
+    argv = [
+        "--demo", "--schedulers", "vllm,edf,past-future", "--rounds", "1", "--trace", "azure-2023-conv-twin",
+        "--requests", "8", "--rate", "100", "--longest-prompt", "40", "--longest-output", "4", "--json", str(out),
+        "--", "--kv-blocks", "300", "--policy-budget-ms", "60000",
+    ]  # fmt: skip
+    assert compare_command.main(argv) == 0
+    said = json.loads(out.read_text())
+    assert all(run["statuses"] == {"200": 8} for runs in said["runs"].values() for run in runs)
+    asked = said["decisions"]["past-future"][0]
+    assert asked["faults"] == {}
+    assert 0 < asked["p50_ms"] <= asked["p99_ms"]
+    assert "past-future: a decision took" in capsys.readouterr().out
+
+
+def test_a_server_that_does_not_start_says_why() -> None:
+    async def go() -> None:
+        async with started(["--demo", "--kv-blocks", "1", "--max-len", "4096"]):
+            pass
+
+    with pytest.raises(UsageError, match="hold no text of max_len 4096"):
+        asyncio.run(go())
+
+
+def test_rounds_send_the_next_stretch_of_a_recorded_trace(tmp_path: Path) -> None:
+    rows = [{"arrival_s": 0.1 * k, "prompt_tokens": 10 + k, "output_tokens": 3} for k in range(10)]
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    traffic = Traffic(trace=str(trace), requests=4, skip=1)
+    sent = [traffic.workload(part)[0].prompt_tokens.tolist() for part in range(3)]
+    assert sent == [[11, 12, 13, 14], [15, 16, 17, 18], [12, 13, 14, 15]]  # the third begins anew: 9 % 7 = 2
 
 
 @pytest.mark.parametrize(
     "change",
     [{"demo": True, "target": "x"}, {}, {"target": "x"}, {"demo": True, "schedulers": "vllm"}, {"targets": "a,b"},
-     {"demo": True, "rounds": 0}, {"demo": True, "schedulers": "vllm,vllm"}],
+     {"demo": True, "rounds": 0}, {"demo": True, "schedulers": "vllm,vllm"},
+     {"demo": True, "schedulers": "vllm,mc-sf"}],
 )  # fmt: skip
 def test_comparisons_that_make_no_sense_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
