@@ -64,14 +64,14 @@ def finished(url: str) -> set[int]:
 
 
 def test_replicas_answer_as_the_server_does(url: str) -> None:
-    answers = [ask(url, session=f"user {i}") for i in range(8)]
+    answers = [ask(url, session=f"user {i}") for i in range(15)]
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.json()["choices"][0]["text"] for answer in answers}) == 1  # the same weights everywhere
     assert answers[0].json()["usage"] == {
         "prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11, "prompt_tokens_details": {"cached_tokens": 0},
     }  # fmt: skip
     assert ask(url, nonsense=1).status_code == 400
-    assert len(finished(url)) == 2  # both have answered, and not equally often
+    assert len(finished(url)) == 2  # both have answered: an odd number, so not equally often
 
 
 def test_streams_come_through_piece_by_piece(url: str) -> None:
