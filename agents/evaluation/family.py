@@ -148,6 +148,7 @@ class Family:
         remarks: see there.
         delta: the classic shop's builder out of the options; 0 elsewhere.
         problems: suite and options -> problems, checked.
+        asides: problems -> what a reader should know of them all.
     """
 
     name: str
@@ -171,6 +172,7 @@ class Family:
     remarks: Callable[[Finished], Remarks]
     delta: Callable[[Options], float] = plain.no_builder
     problems: Callable[[Any, Options], Sequence[AnyProblem]] = plain.problems
+    asides: Callable[[Sequence[Any]], list[str]] = plain.no_asides
 
 
 FAMILIES = Registry(

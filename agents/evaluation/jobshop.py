@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dispatchgym.agents.evaluation import remarks, suites
+from dispatchgym.agents.evaluation import plain, remarks, suites
 from dispatchgym.agents.evaluation.evidence import write_evidence
 from dispatchgym.agents.evaluation.family import Family, Finished, Kind, Remarks
 from dispatchgym.agents.evaluation.policies import FORMS, Answer, Policy, parse_policy
@@ -68,6 +68,7 @@ NOTES = (
 
 def problems(suite: suites.Suite, options: Options) -> Sequence[Problem]:
     """The suite's problems in the shop and under the shutdowns that the options name."""
+    plain.no_traffic(suite.name, options)
     found = suite.problems(options.variant, _probabilities(options), options.on_interrupt or "resume")
     shops = {problem.variant for problem in found}
     if "isbjssp" not in shops and (options.shutdown_probabilities or options.on_interrupt):

@@ -19,6 +19,7 @@ from dispatchgym.agents.evaluation.work import WorkItem, check_policies, plan
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.jobshop.scenario import OnInterrupt
 from dispatchgym.envs.jobshop.schedule import Variant
+from dispatchgym.envs.llm.backends import SIMULATED
 from dispatchgym.envs.llm.workloads.files import is_trace
 from dispatchgym.envs.registry import unknown_name
 
@@ -88,6 +89,21 @@ class Options:
     on_interrupt: Annotated[OnInterrupt | None, _shown("{resume,restart}")] = None
     """Interrupting shop: whether a repaired machine goes on with its operation or begins it anew; default: resume."""
 
+    executor: Annotated[str, _shown("NAME")] = SIMULATED
+    """LLM traffic: what runs the steps: simulated, torch for a real model, or module:attr."""
+
+    model: Annotated[str | None, _shown("DIR_OR_RANDOM")] = None
+    """With --executor torch: a Hugging Face directory, or random:tiny, random:1b, random:8b; default: random:tiny."""
+
+    device: Annotated[str | None, _shown("{auto,cuda,cpu}")] = None
+    """With --executor torch: where it runs; default: auto, a GPU where there is one."""
+
+    profile: Annotated[str | None, _shown("NAME_OR_FILE")] = None
+    """LLM traffic: step times, also those that schedulers reckon with on a real model; default: the suite's."""
+
+    requests: Annotated[int | None, _shown("N")] = None
+    """LLM traffic: the first so many requests of each contest."""
+
     fresh: Annotated[bool, _shown()] = False
     """Start over in --out; the old journal is set aside as journal.jsonl.old."""
 
@@ -96,7 +112,9 @@ class Options:
 
     @property
     def processes(self) -> int:
-        """Worker processes, 0 for none."""
+        """Worker processes, 0 for none: several would share a model's device."""
+        if self.executor != SIMULATED:
+            return 0
         return available_cores() if self.workers is None else self.workers
 
 
@@ -134,7 +152,7 @@ def prepare(options: Options) -> Evaluation:
     policies = in_list(listed, lambda spec: family.parse_policy(spec, delta))
     base = _base(options.base, policies, lambda spec: family.parse_policy(spec, delta))
     problems = family.problems(suite, options)
-    notes = check_policies(problems, policies) + _crowding(policies, options.processes)
+    notes = check_policies(problems, policies) + family.asides(problems) + _crowding(policies, options.processes)
     settings = {
         "suite": suite.name,
         "problems": _digest(problems),

@@ -28,6 +28,7 @@ from dispatchgym.agents.simulation.table import print_runs
 from dispatchgym.agents.simulation.workers import workers
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm import workloads
+from dispatchgym.envs.llm.backends import AUTO, SIMULATED, TINY, RunsOn
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.profile import Profile, load_profile, profile_names
 from dispatchgym.envs.llm.workload import Workload
@@ -86,6 +87,16 @@ class Options:
 
     profile: str = "h200-8b"
     """Step times: GPU and model."""
+
+    executor: str = SIMULATED
+    """What runs the steps: simulated, torch for a real model, or module:attr. On a model every scheduler runs once:
+    --capacity is for the simulator, and schedulers reckon with --profile."""
+
+    model: str = TINY
+    """With --executor torch: a Hugging Face directory, or random:tiny, random:1b, random:8b."""
+
+    device: str = AUTO
+    """With --executor torch: cuda, cpu, or auto for a GPU where there is one."""
 
     kv_blocks: int = 0
     """Blocks of the KV pool; 0 for as many as the profile's GPU holds."""
@@ -158,12 +169,23 @@ def main(argv: list[str]) -> int:
     for note in notes:
         err.print(f"note: {note}", markup=False, soft_wrap=True)
     profile = load_profile(options.profile)
-    setting = Setting(workload, _engine(options, profile), profile, options.seed, options.strict)
+    runs_on = RunsOn(options.executor, options.model, options.device)
+    engine, facts = _engine(options, profile), dict[str, str]()
+    if not runs_on.is_simulated:
+        engine, facts = runs_on.backend().fit(engine, workload), dict(runs_on.backend().facts)
+        err.print(f"steps run on a real model: {facts}", markup=False, soft_wrap=True)
+    setting = Setting(workload, engine, profile, options.seed, options.strict, runs_on)
     folder = options.out or Path("out") / f"simulate-{workload.name}"
     make_writable(folder, 1 << 20)
     begun = datetime.now(UTC).isoformat(timespec="seconds")
-    searches = options.capacity and running.has_slos(workload) and math.isfinite(running.rate_per_s(workload))
-    runs, pressed = _run(schedulers, setting, options.target if searches else None, options.processes, err)
+    searches = (
+        runs_on.is_simulated
+        and options.capacity
+        and running.has_slos(workload)
+        and math.isfinite(running.rate_per_s(workload))
+    )
+    processes = options.processes if runs_on.is_simulated else 1  # several would share the device
+    runs, pressed = _run(schedulers, setting, options.target if searches else None, processes, err)
     found = answer(runs, pressed, workload, options.target)
     head = {
         "format": "dispatchgym/simulation-summary",
@@ -175,6 +197,7 @@ def main(argv: list[str]) -> int:
         "workload": _describe(workload),
         "engine": {name: getattr(setting.engine, name) for name in EngineConfig.__dataclass_fields__},
         "profile": setting.profile.name,
+        "runs_on": facts or {"executor": SIMULATED},
         "seed": options.seed,
         "target": options.target,
         "notes": notes,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dispatchgym.envs.api import InvalidPlanError
+from dispatchgym.envs.llm.backends import SIMULATOR, RunsOn
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.metrics import Metrics, measure, slo_met
 from dispatchgym.envs.llm.policy import CompiledPolicy, Policy
@@ -39,6 +40,7 @@ class Setting:
     profile: Profile
     seed: int
     strict: bool
+    runs_on: RunsOn = SIMULATOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +95,17 @@ def run(name: str, make: Make, setting: Setting, scale: float = 1.0) -> Run:
     try:
         policy = make()
         oracle = policy.oracle
+        workload = faster(setting.workload, scale)
+        runs_on = setting.runs_on
         record = simulate(
-            faster(setting.workload, scale),
+            workload,
             policy,
             setting.engine,
             setting.profile,
             setting.seed,
             tokens=True,
             strict=setting.strict,
+            executor=None if runs_on.is_simulated else partial(runs_on.backend().executor, workload=workload),
         )
     except InvalidPlanError as error:
         message = str(error)

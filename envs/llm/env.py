@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -12,16 +11,13 @@ from gymnasium import spaces
 
 from dispatchgym.envs import padding
 from dispatchgym.envs.api import GraphSpec, InvalidActionError, UsageError
+from dispatchgym.envs.llm.backends import AUTO, SIMULATED, TINY, RunsOn
 from dispatchgym.envs.llm.batch import ChoicesConfig, EngineBatch, Reward, Room
 from dispatchgym.envs.llm.draws import DrawConfig, Serving
 from dispatchgym.envs.llm.episodes import Episodes, Source
-from dispatchgym.envs.llm.executor import Executor
 from dispatchgym.envs.llm.graph import KINDS
 from dispatchgym.envs.llm.metrics import measure
 from dispatchgym.envs.llm.simulate import record_of
-from dispatchgym.envs.llm.state import State
-
-MakeExecutor = Callable[[State, Serving], Executor]
 
 
 class LLMEngineEnv(gym.Env[padding.Padded, np.int64]):
@@ -49,7 +45,8 @@ class LLMEngineEnv(gym.Env[padding.Padded, np.int64]):
     Args:
         problem: a problem; several, of which each reset draws one; a generator; or `DrawConfig`, random problems.
             Default small random ones. `reset(options={"problem": ...})` overrides it once.
-        executor: "simulated", or "module:attr" of what makes an executor of the engine's arrays and the problem.
+        executor, model, device: what runs the steps: "simulated", or "torch" for a model; see `RunsOn`. Pools of blocks
+            are cut to what the device holds.
         choices: how choices are listed. reward: what is paid. room: for the largest problem of a generator.
 
     Raises:
@@ -62,7 +59,9 @@ class LLMEngineEnv(gym.Env[padding.Padded, np.int64]):
         self,
         problem: Source | DrawConfig | None = None,
         *,
-        executor: str = "simulated",
+        executor: str = SIMULATED,
+        model: str = TINY,
+        device: str = AUTO,
         choices: ChoicesConfig | None = None,
         reward: Reward | None = None,
         room: Room | None = None,
@@ -73,7 +72,8 @@ class LLMEngineEnv(gym.Env[padding.Padded, np.int64]):
         self.render_mode = render_mode
         self._episodes = Episodes.of(problem, room)
         self._batch = EngineBatch(1, self._episodes.room, choices, reward)
-        self._make = _executor(executor)
+        runs_on = RunsOn(executor, model, device)
+        self._backend = None if runs_on.is_simulated else runs_on.backend()
         self.graph_spec: GraphSpec = self._batch.spec
         self.problem: Serving | None = None
         most = self._batch.config.most
@@ -92,9 +92,13 @@ class LLMEngineEnv(gym.Env[padding.Padded, np.int64]):
             raise UsageError(f"reset option {next(iter(chosen))!r} is not known; known is 'problem'")
         episodes = self._episodes if given is None else Episodes.of(given, self._episodes.room)
         self.problem = episodes.draw(self.np_random)
-        self._batch.load(0, self.problem)
-        if self._make is not None:
-            self._batch.run_elsewhere(0, self._make(self._batch.state(0), self.problem))
+        if self._backend is None:
+            self._batch.load(0, self.problem)
+        else:
+            workload = self.problem.workload
+            self.problem = replace(self.problem, engine=self._backend.fit(self.problem.engine, workload))
+            self._batch.load(0, self.problem)
+            self._batch.run_elsewhere(0, self._backend.executor(self._batch.state(0), workload))
         self._batch.begin()
         return self._observation(), self._info()
 
@@ -155,14 +159,3 @@ def padded(batch: EngineBatch, rows: dict[str, int]) -> padding.Padded:
     mask = (np.arange(batch.config.most) < batch.count[:, None]).astype(np.int8)
     found = padding.pad(batch.observe(), batch.spec, rows, mask)
     return {name: array[0] for name, array in found.items()} if batch.num_envs == 1 else found
-
-
-def _executor(name: str) -> MakeExecutor | None:
-    if name == "simulated":
-        return None
-    module, _, attribute = name.partition(":")
-    try:
-        made: MakeExecutor = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"executor {name!r}: write 'simulated' or module:attr ({error})") from error
-    return made

@@ -20,7 +20,7 @@ def _spec(
 
 
 SHAPES = {
-    "tiny": replace(_spec("tiny", 2, 128, 384, 512, 4, 2, 32, True), max_positions=8192),
+    "tiny": replace(_spec("tiny", 2, 128, 384, 512, 4, 2, 32, True), max_positions=32_768),
     "1b": _spec("1b", 16, 2048, 8192, 128_256, 32, 8, 64, True),
     "8b": _spec("8b", 32, 4096, 14_336, 128_256, 32, 8, 128, False),
 }

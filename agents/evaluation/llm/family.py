@@ -8,12 +8,13 @@ from html import escape
 
 from dispatchgym.agents.evaluation.charts import Line, line_chart
 from dispatchgym.agents.evaluation.family import Column, Family, Finished, Kind, Remarks
-from dispatchgym.agents.evaluation.llm import published, suites
+from dispatchgym.agents.evaluation.llm import on_backend, published, suites
 from dispatchgym.agents.evaluation.llm.evidence import write_evidence
 from dispatchgym.agents.evaluation.llm.judge import judged
 from dispatchgym.agents.evaluation.llm.policies import FORMS, parse_policy
 from dispatchgym.agents.evaluation.llm.problem import WORLDS, LlmProblem, Traffic
 from dispatchgym.agents.evaluation.summary import Entry
+from dispatchgym.envs.llm.backends import SIMULATOR
 from dispatchgym.envs.llm.config import EngineConfig
 
 KINDS: Mapping[Kind, str] = {
@@ -27,7 +28,7 @@ KINDS: Mapping[Kind, str] = {
 NOTES = (
     (
         "Identical mechanism",
-        "Every scheduler runs on the same simulated engine: same requests, KV blocks, step times, preemption and "
+        "Every scheduler runs on the same engine: same requests, KV blocks, step times, preemption and "
         "prefix cache. Only its decisions differ.",
     ),
     (
@@ -37,8 +38,8 @@ NOTES = (
     ),
     (
         "Step times",
-        "Of the profile h200-8b, a roofline of an H200 with an 8B model: computed, measured nowhere. Compare "
-        "schedulers by it, do not read its milliseconds as promises.",
+        "Of the profile h200-8b unless --profile says otherwise; with --executor torch those of a real model. Compare "
+        "schedulers by them, do not read milliseconds as promises.",
     ),
     (
         "Told output lengths",
@@ -129,7 +130,7 @@ def _remarks(finished: Finished) -> Remarks:
 def _tiny(problem: LlmProblem) -> LlmProblem:
     traffic = problem.instance
     few = Traffic("tiny", "chat", EngineConfig(kv_blocks=4096, host_blocks=64, max_spec=traffic.engine.max_spec), 3)
-    return replace(problem, instance=replace(few, terms=traffic.terms))
+    return replace(problem, instance=replace(few, terms=traffic.terms), runs_on=SIMULATOR)
 
 
 LLM = Family(
@@ -156,4 +157,6 @@ LLM = Family(
     figures=_figures,
     evidence=write_evidence,
     remarks=_remarks,
+    problems=on_backend.problems,
+    asides=on_backend.notes,
 )

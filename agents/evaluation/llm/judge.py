@@ -36,6 +36,8 @@ def judged(timed: Result, problem: LlmProblem, answer: LlmAnswer, scenario: Scen
         "end_s": record.end_s,
         **{name: [round(float(x), 4) for x in getattr(over_time, name)] for name in ("kv", "waiting", "running")},
     }
+    if not problem.runs_on.is_simulated:
+        metrics["runs_on"] = dict(problem.runs_on.backend().facts)
     return replace(timed, value=value_of(problem, answer, scenario), decisions=record.decisions, metrics=metrics)
 
 

@@ -18,7 +18,7 @@ from dispatchgym.agents.evaluation.family import AnyPolicy, Kind
 from dispatchgym.agents.evaluation.llm import tuned
 from dispatchgym.agents.evaluation.llm.closed_loop import closed_loop
 from dispatchgym.agents.evaluation.llm.judge import value_of
-from dispatchgym.agents.evaluation.llm.problem import WORLDS, LlmAnswer, LlmProblem, Run, Scenario
+from dispatchgym.agents.evaluation.llm.problem import WORLDS, LlmAnswer, LlmProblem, Run, Scenario, engine_and_executor
 from dispatchgym.agents.evaluation.measures import MEASURES
 from dispatchgym.agents.evaluation.solver_policies import ortools_version
 from dispatchgym.agents.llm_policy import ChoicePolicy
@@ -206,10 +206,10 @@ def _loaded(folder: Path, digest: str, runtime: RuntimeName) -> Bundle:
 def serve(make: Make, problem: LlmProblem, notes: dict[str, Any] | None = None) -> Run:
     """The run of a fresh scheduler on a problem."""
     traffic = problem.instance
-    times, engine = traffic.step_times(), traffic.engine
+    times = traffic.step_times()
 
     def run(scenario: Scenario, seed: int) -> LlmAnswer:
-        executor = scenario.watch or (traffic.executor if traffic.captured else None)
+        engine, executor = engine_and_executor(problem, scenario)
         if traffic.clients:
             record = closed_loop(
                 scenario.workload, make(), engine, times, scenario.seed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from dispatchgym.agents.evaluation.llm.captured import CapturedPrompts
 from dispatchgym.agents.simulation.runs import with_slos
 from dispatchgym.envs.llm import workloads
+from dispatchgym.envs.llm.backends import SIMULATOR, RunsOn
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.executor import Executor, SimulatedExecutor
 from dispatchgym.envs.llm.profile import Profile, load_profile
@@ -159,6 +160,7 @@ class LlmProblem:
         instance: the traffic and its engine.
         variant: the contest, a key of WORLDS.
         first_seed: of the workloads drawn.
+        runs_on: what runs the steps.
     """
 
     suite: str
@@ -166,6 +168,7 @@ class LlmProblem:
     instance: Traffic
     variant: str
     first_seed: int = FIRST_SEED
+    runs_on: RunsOn = SIMULATOR
     reference: None = None
 
     @property
@@ -182,7 +185,8 @@ class LlmProblem:
 
     @property
     def setting(self) -> str:
-        return f"{self.variant} {self.first_seed}"
+        where = "" if self.runs_on.is_simulated else f" {self.runs_on}"
+        return f"{self.variant} {self.first_seed}{where}"
 
     @property
     def records(self) -> int:
@@ -198,6 +202,21 @@ class LlmProblem:
         if self.variant == "small":
             return Scenario(*_in_rounds(self.instance, drawn, seed))
         return Scenario(self.instance.draw(drawn), seed)
+
+
+def engine_and_executor(
+    problem: LlmProblem, scenario: Scenario
+) -> tuple[EngineConfig, Callable[[State], Executor] | None]:
+    """The engine of a run, and what makes what runs its steps; None for the profile alone.
+
+    Raises:
+        UsageError: the requests cannot run on the problem's model.
+    """
+    traffic, workload = problem.instance, scenario.workload
+    if problem.runs_on.is_simulated:
+        return traffic.engine, scenario.watch or (traffic.executor if traffic.captured else None)
+    backend = problem.runs_on.backend()
+    return backend.fit(traffic.engine, workload), partial(backend.executor, workload=workload)
 
 
 @lru_cache(maxsize=64)
