@@ -51,7 +51,7 @@ Back to vLLM's own rules: DISPATCHGYM_POLICY=vllm, or leave --scheduler-cls away
 
 def _sglang(name: str) -> str:
     return f"""\
-pip install 'dispatchgym[serving]' sglang==0.5.23
+pip install 'dispatchgym[sglang]'
 DISPATCHGYM_POLICY='{name}' SGLANG_PLUGINS=dispatchgym python -m sglang.launch_server --model-path MODEL
 
 Experimental: order and admission of waiting requests alone, one GPU an engine.

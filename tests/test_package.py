@@ -29,9 +29,12 @@ CODE_FOLDERS = (*LAYERS, "configs")
 LEARNING = {"torch", "torch_geometric", "stable_baselines3"}
 DISTRIBUTIONS = importlib.metadata.packages_distributions()
 """Import name -> names of the installed distributions that provide it."""
-ELSEWHERE = {"triton": {"torch"}, "ray": {"ray"}, "vllm": {"vllm"}}
+ELSEWHERE = {"triton": {"torch"}, "ray": {"ray"}, "sglang": {"sglang"}, "vllm": {"vllm"}}
 """Libraries that this environment may lack -> the requirement that brings them where they are used."""
-HOSTS = {"serving/plugins/vllm.py": ("vllm",), "serving/plugins/ray_router.py": ("ray",)}
+HOSTS = {
+    "serving/plugins/vllm.py": ("vllm",), "serving/plugins/ray_router.py": ("ray",),
+    "serving/plugins/ray_llm.py": ("ray",), "serving/plugins/sglang.py": ("sglang",),
+}  # fmt: skip
 """Plug-ins -> the extra that installs what they plug into."""
 
 SOURCES = sorted(

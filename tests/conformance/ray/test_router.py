@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import socket
 from collections import Counter
@@ -76,10 +77,10 @@ def test_requests_go_round(url: str) -> None:
             if len(known) == 3:
                 break
         answered = [client.get(url).text for _ in range(90)]
-    shares = Counter(answered)
-    # Each has its turn; by lot they would lie 10 apart or so. A busy replica may be passed over once.
-    assert len(shares) == 3
-    assert max(shares.values()) - min(shares.values()) <= 3, answered
+    # By lot 30 of the 89 pairs would be of one replica. On a busy machine one that is late to answer is passed over.
+    repeated = sum(one == next_one for one, next_one in itertools.pairwise(answered))
+    assert repeated <= 12, answered
+    assert len(set(answered)) == 3
 
 
 @pytest.mark.parametrize("rule", ["shortest-queue", f"{__name__}:broken"])

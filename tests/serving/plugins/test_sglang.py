@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -176,7 +178,9 @@ def test_versions_targets_and_policies_that_cannot_be(monkeypatch: pytest.Monkey
     for other in ("0.5.22", "0.5.24", "0.6.0", "1.0"):
         with pytest.raises(UsageError, match="unset DISPATCHGYM_POLICY"):
             require_sglang(other)
-    assert f"sglang=={'.'.join(map(str, SGLANG[0]))}\n" in instructions("edf", "sglang")
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert f"sglang=={'.'.join(map(str, SGLANG[0]))}" in project["optional-dependencies"]["sglang"]
+    assert "DISPATCHGYM_POLICY='edf'" in instructions("edf", "sglang")
     assert refuse_or_degrade("flow-prefill", "sglang") == [
         "forward passes are not interrupted: decided between steps only"
     ]
