@@ -1,9 +1,9 @@
-"""The contests of the papers on a real model and on its profile: the same requests, both tables, and how alike they are.
+"""The papers' contests on a real model and on its profile: the same requests, both tables, how alike they are.
 
-Of each contest one traffic, cut to so many requests that a run takes seconds. Real time is the sum of the steps, nobody
-waits for arrivals. A row is a scheduler's value on the model beside the simulator's; after each contest Kendall's tau of
-the two rankings, and the ratio that the paper's claim is about, both ways. Extra costs that a contest tells the simulator
-(`terms`) hold there alone. Without a GPU, and with --quick, a tiny model runs a few requests on the CPU.
+Of each contest one traffic, cut to so many requests that a run takes seconds. Real time is the sum of the steps;
+nobody waits for arrivals. A row is a scheduler's value on the model beside the simulator's; after each contest
+Kendall's tau of the two rankings, and the ratio that the paper's claim is about, both ways. Extra costs that a contest tells the
+simulator (`terms`) hold there alone. Without a GPU, and with --quick, a tiny model runs a few requests on the CPU.
 """
 
 from __future__ import annotations

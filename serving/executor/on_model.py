@@ -75,8 +75,9 @@ class OnModel:
         """
         e = state.eng[0]
         wanted = EngineConfig(
-            block_tokens=int(e["block_tokens"]), max_len=self.model.spec.max_positions,
-            **{name: int(e[name]) for name in LARGEST},
+            block_tokens=int(e["block_tokens"]), kv_blocks=int(e["kv_blocks"]), host_blocks=int(e["host_blocks"]),
+            max_seqs=int(e["max_seqs"]), token_budget=int(e["token_budget"]), max_spec=int(e["max_spec"]),
+            max_len=self.model.spec.max_positions,
         )  # fmt: skip
         if self._executor is None or self._config is None or not _holds(self._config, wanted):
             if self._config is not None and self._config.block_tokens == wanted.block_tokens:

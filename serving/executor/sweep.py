@@ -86,8 +86,8 @@ class Bench:
         """
         if mix.after_plain:
             plain_s = self.measure(Mix(mix.contexts)).seconds
-            *_, (start, tokens, decode, _) = steps = list(self._run(mix))
-            seconds = float(np.median([seconds for *_, seconds in steps[WARM:]])) - plain_s
+            *_, (start, tokens, decode, _) = ran = list(self._run(mix))
+            seconds = float(np.median([seconds for *_, seconds in ran[WARM:]])) - plain_s
             return replace(step_cost(start, tokens, decode, max(seconds, 1e-6)), plain_before_s=plain_s)
         steps, results, began = self._run(mix), [], 0.0
         closely = self.executor.is_late and not mix.pieces and mix.width == 1
