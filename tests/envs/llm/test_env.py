@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -45,8 +46,20 @@ def loaded(servings: list[Serving], **arguments: Any) -> EngineBatch:
     return batch
 
 
-def simulated(state: State, serving: Serving) -> SimulatedExecutor:
-    return SimulatedExecutor(state, serving.profile.segments, serving.profile.pause_s)
+class Elsewhere:
+    """A backend that simulates, with the profile last named here."""
+
+    profile = PROFILE
+    facts: Mapping[str, str] = {}
+
+    def __init__(self, model: str, device: str) -> None:
+        assert (model, device) == ("mine", "auto")
+
+    def fit(self, config: EngineConfig, workload: Workload) -> EngineConfig:
+        return config
+
+    def executor(self, state: State, workload: Workload) -> SimulatedExecutor:
+        return SimulatedExecutor(state, self.profile.segments, self.profile.pause_s)
 
 
 def test_gymnasium_accepts_the_environment() -> None:
@@ -108,7 +121,8 @@ def same(one: Record, other: Record) -> None:
 
 def test_an_executor_of_its_own_runs_the_same_steps() -> None:
     serving = problems(1, 3)[0]
-    own = made(problem=serving, executor=f"{__name__}:simulated")
+    Elsewhere.profile = serving.profile
+    own = made(problem=serving, executor=f"{__name__}:Elsewhere", model="mine")
     other = made(problem=serving, reward=Reward())
     seen, _ = own.reset(seed=0)
     same_seen, _ = other.reset(seed=0)
