@@ -30,7 +30,9 @@ help: ## list the targets
 
 setup: $(READY) ## create .venv with every pinned version and install dispatchgym into it (skipped while up to date)
 
+# A build leaves dispatchgym.egg-info here, which would hide what is installed (entry points) when it grows old.
 $(READY): pyproject.toml constraints.txt
+	@rm -rf dispatchgym.egg-info
 	@.ci/environment $(VENV) constraints.txt --no-build-isolation -e '.[dev,docs,onnx]'
 	@echo "Compiling the LLM engine for this machine: about a minute"
 	@$(BIN)/dispatchgym serve llm --compile

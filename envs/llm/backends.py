@@ -6,6 +6,7 @@ import functools
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Protocol
 
 from dispatchgym.envs.api import UsageError
@@ -15,8 +16,8 @@ from dispatchgym.envs.llm.state import State
 from dispatchgym.envs.llm.workload import Workload
 
 SIMULATED, TINY, AUTO = "simulated", "random:tiny", "auto"
-KNOWN = {"torch": "dispatchgym.serving.executor.on_model:OnModel"}
-"""Names for module:attr; strings, as this package imports nothing of what serves."""
+NAMED = "dispatchgym.llm_executors"
+"""Entry points of this group give short names to module:attr; what serves models adds its own ("torch") there."""
 
 
 class Backend(Protocol):
@@ -71,11 +72,12 @@ SIMULATOR = RunsOn()
 
 @functools.lru_cache(maxsize=1)  # two models might not fit beside each other
 def _backend(named: RunsOn) -> Backend:
-    module, _, attribute = KNOWN.get(named.executor, named.executor).partition(":")
+    known = {each.name: each.value for each in entry_points(group=NAMED)}
+    module, _, attribute = known.get(named.executor, named.executor).partition(":")
     try:
         make = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        known = ", ".join((SIMULATED, *KNOWN))
-        raise UsageError(f"executor {named.executor!r}: write {known} or module:attr ({error})") from error
+        names = ", ".join((SIMULATED, *known))
+        raise UsageError(f"executor {named.executor!r}: write {names} or module:attr ({error})") from error
     made: Backend = make(named.model, named.device)
     return made
