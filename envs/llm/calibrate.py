@@ -25,6 +25,9 @@ DECODING_COLUMNS = ("base_s", "token_s", "row_s", "context_s", "spread_s")
 KNEES = 24
 """Batch sizes that are tried for that, and once more between the neighbours of the best."""
 
+LEADS = 9
+"""Values of `lead_s` that are tried, and once more about the best."""
+
 HOST_SHARE, ROUNDS = 0.3, 3
 """Of steps that are not captured, the share that runs the fewest tokens is taken to wait for the host; the others for
 the device, which is corrected so many times by what the fit then says."""
@@ -124,31 +127,35 @@ def fit(rough: Profile, steps: Sequence[StepCost]) -> Profile:
         raise UsageError(f"calibration: {len(plain)} steps of decoding alone are too few")
     terms, weights_s = _fit(_decoding_columns(plain, positions(rough, plain)), plain, DECODING_COLUMNS, KNEES)
     rough = replace(rough, decoding=Decoding(weights_s=weights_s, **terms))
-    waited = [step for step in rest if step.plain_before_s == 0]
-    ways = (_fit_device(rough, waited), _fit_beside_host(rough, waited))
-    best = min(ways, key=lambda found: relative_errors(found, waited).sum())
-    return replace(best, lead_s=_lead_s(best, [step for step in rest if step.plain_before_s > 0]))
-
-
-def _lead_s(profile: Profile, steps: Sequence[StepCost]) -> float:
-    """By how much steps after captured ones are shorter, where they take the device longer than the host."""
-    alone = predict(profile, [replace(step, plain_before_s=0.0) for step in steps]) if steps else np.zeros(0)
-    saved = [
-        float(seconds) - step.seconds
-        for step, seconds in zip(steps, alone, strict=True)
-        if seconds > profile.host_s + profile.host_mixed_s
-    ]
-    return float(np.clip(np.median(saved), 0.0, profile.base_s)) if saved else 0.0
+    found: list[Profile] = []
+    low, high = 0.0, min((step.seconds for step in rest), default=0.0) * any(step.plain_before_s for step in rest)
+    for _ in range(2 if high > 0 else 1):
+        tried = np.linspace(low, high, LEADS if high > 0 else 1)
+        found += [way(replace(rough, lead_s=float(x)), rest) for x in tried for way in (_fit_device, _fit_beside_host)]
+        best = min(found, key=lambda each: relative_errors(each, rest).sum())
+        stride = (high - low) / LEADS
+        low, high = max(best.lead_s - stride, 0.0), best.lead_s + stride
+    return best
 
 
 def _fit_device(rough: Profile, steps: Sequence[StepCost]) -> Profile:
-    """Fit steps that all wait for the device."""
+    """Fit steps that all wait for the device, `lead_s` being what it is."""
     if len(steps) < 2 * len(COLUMNS):
         raise UsageError(f"calibration: {len(steps)} steps with prompts are too few for {len(COLUMNS)} coefficients")
-    terms, weights_s = _fit(_columns(steps, positions(rough, steps)), steps, COLUMNS, KNEES)
-    if terms["base_s"] + weights_s <= 0:
-        terms["base_s"] = 1e-9
-    return replace(rough, weights_s=weights_s, **terms)
+    columns = _columns(steps, positions(rough, steps))
+    terms, weights_s = _fit(columns, steps, COLUMNS, KNEES, _unsaved(rough, steps))
+    return _with(rough, terms, weights_s)
+
+
+def _unsaved(rough: Profile, steps: Sequence[StepCost]) -> F64:
+    """What is left of `lead_s` in each step's time on the device."""
+    return rough.lead_s - np.minimum(rough.lead_s, [step.plain_before_s for step in steps])
+
+
+def _with(rough: Profile, terms: dict[str, Any], weights_s: float) -> Profile:
+    """With these coefficients; `base_s` is what they say beside `lead_s`, and time does not stand still."""
+    base_s = max(terms["base_s"] + rough.lead_s, 0.0 if weights_s > 0 else 1e-9)
+    return replace(rough, weights_s=weights_s, **(terms | {"base_s": base_s}))
 
 
 def summary(profile: Profile, steps: Sequence[StepCost]) -> dict[str, float]:
@@ -191,20 +198,21 @@ def _work(columns: F64, terms: Sequence[float], weights_s: float) -> F64:
 def _fit_beside_host(rough: Profile, steps: Sequence[StepCost]) -> Profile:
     """Fit steps that are not captured: what the host needs to those of few tokens, the device's work to the others."""
     groups = [[step for step in steps if step.is_mixed == mixed] for mixed in (False, True)]
-    alone_s, mixed_s = (float(np.median([step.seconds for step in _smallest(group)] or [0.0])) for group in groups)
+    alone_s, mixed_s = (
+        float(np.median([step.seconds + step.plain_before_s for step in _smallest(group)] or [0.0])) for group in groups
+    )
     found = replace(rough, host_s=alone_s, host_mixed_s=max(0.0, mixed_s - alone_s), weights_s=0.0)
-    columns = _columns(steps, positions(found, steps))
+    host = np.array([alone_s + found.host_mixed_s * step.is_mixed - step.plain_before_s for step in steps])
+    columns, unsaved = _columns(steps, positions(found, steps)), _unsaved(found, steps)
     small = {id(step) for group in groups for step in _smallest(group)}
     busy = np.array([id(step) not in small for step in steps])
     for _ in range(ROUNDS):
         if busy.sum() < 2 * len(COLUMNS):
             break
-        terms, _ = _fit(columns[busy], [step for step, is_busy in zip(steps, busy, strict=True) if is_busy], COLUMNS, 0)
-        found = replace(found, **terms)
-        work = _work(columns, [terms[name] for name in COLUMNS], 0.0)
-        busy = work > [alone_s + found.host_mixed_s * step.is_mixed for step in steps]
-    if found.base_s <= 0:
-        found = replace(found, base_s=1e-9)
+        ran = [step for step, is_busy in zip(steps, busy, strict=True) if is_busy]
+        terms, _ = _fit(columns[busy], ran, COLUMNS, 0, unsaved[busy])
+        found = _with(found, terms, 0.0)
+        busy = _work(columns, [terms[name] for name in COLUMNS], 0.0) + unsaved > host
     return found
 
 
@@ -218,17 +226,21 @@ def _smallest(steps: Sequence[StepCost]) -> list[StepCost]:
 
 
 def _fit(
-    columns: F64, steps: Sequence[StepCost], names: Sequence[str], knees: int
+    columns: F64, steps: Sequence[StepCost], names: Sequence[str], knees: int, beside_s: float | F64 = 0.0
 ) -> tuple[dict[str, Any], float]:  # fmt: skip
-    """Coefficients by name, and the `weights_s` that goes with them; 0 if no `knees` are tried."""
+    """Coefficients by name, and the `weights_s` that goes with them; 0 if no `knees` are tried.
+
+    `beside_s` of each step's time are not theirs to explain.
+    """
     seconds = np.array([step.seconds for step in steps])
+    theirs = 1.0 - beside_s / seconds
     run = columns[:, 1].copy()
     best, best_error, best_knee = np.zeros(len(names)), np.inf, 0.0
     low, high = 1.0, max(float(run.max()), 2.0)
     for _ in range(2 if knees else 1):
         for knee in (0.0, *np.geomspace(low, high, knees).tolist()):
             columns[:, 1] = np.maximum(run, knee)
-            found, error = _least_absolute(columns / seconds[:, None])
+            found, error = _least_absolute(columns / seconds[:, None], theirs)
             if error < best_error * (1 - 1e-9):
                 best, best_error, best_knee = found, error, knee
         stride = (high / low) ** (1 / max(knees - 1, 1))
@@ -237,18 +249,18 @@ def _fit(
     return terms, terms["token_s"] * best_knee
 
 
-def _least_absolute(columns: F64) -> tuple[F64, float]:
-    """Coefficients >= 0 with the least sum of |columns @ c - 1|, and that sum."""
+def _least_absolute(columns: F64, wanted: F64) -> tuple[F64, float]:
+    """Coefficients >= 0 with the least sum of |columns @ c - wanted|, and that sum."""
     scale = columns.max(0)
     scale[scale == 0] = 1.0
     solver = pywraplp.Solver.CreateSolver("GLOP")
     c = [solver.NumVar(0.0, solver.infinity(), "") for _ in range(columns.shape[1])]
     over = [solver.NumVar(0.0, solver.infinity(), "") for _ in columns]
     under = [solver.NumVar(0.0, solver.infinity(), "") for _ in columns]
-    for row, above, below in zip((columns / scale).tolist(), over, under, strict=True):
-        constraint = solver.Constraint(1.0, 1.0)
-        for value, coefficient in zip(row, c, strict=True):
-            constraint.SetCoefficient(coefficient, value)
+    for row, value, above, below in zip((columns / scale).tolist(), wanted.tolist(), over, under, strict=True):
+        constraint = solver.Constraint(value, value)
+        for factor, coefficient in zip(row, c, strict=True):
+            constraint.SetCoefficient(coefficient, factor)
         constraint.SetCoefficient(below, 1.0)
         constraint.SetCoefficient(above, -1.0)
     objective = solver.Objective()
