@@ -67,7 +67,7 @@ test-ray: $(RAY)/.ready ## the request router and replicas of the LLM server in 
 	@PYTHONPATH=. RAY_AUTH_MODE=disabled $(RAY)/bin/python -m pytest -p no:cacheprovider -o filterwarnings=default -o addopts=--import-mode=importlib tests/conformance/ray $(PYTEST_ARGS) --numprocesses 0
 
 $(RAY)/.ready: tests/conformance/ray/requirements.txt
-	@.ci/environment $(RAY) $< -r $<
+	@.ci/environment $(RAY) $< -r $< 'ray[serve]'
 
 lint: setup ## ruff: rules and formatting
 	@$(BIN)/ruff check .
