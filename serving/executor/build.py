@@ -55,13 +55,15 @@ def step_bytes(model: Model, config: EngineConfig) -> int:
 
 
 def make_executor(
-    model: Model, config: EngineConfig, *, graphs: bool = True, late: bool | None = None, source: Source | None = None,
-    keep: bool = False,
+    model: Model, config: EngineConfig, *, graphs: bool = True, passes: bool = False, late: bool | None = None,
+    source: Source | None = None, keep: bool = False,
 ) -> TorchExecutor:  # fmt: skip
     """An executor for engines of this configuration: on a GPU with its own kernels, and captured decoding steps.
 
     Args:
         graphs: False runs every step op by op.
+        passes: steps with prompts of up to 2,048 tokens are captured too, which has been tried in Triton's interpreter
+            only, on no GPU yet.
         late, source, keep: see `TorchExecutor`.
 
     Raises:
@@ -69,9 +71,11 @@ def make_executor(
     """
     ops: Ops | None = None
     capture: Callable[[Decoder, SlotTable], Any] | None = None
+    capture_passes: Callable[[Decoder, SlotTable], Any] | None = None
     on_gpu = model.device.type == "cuda"
     if on_gpu:
         from dispatchgym.serving.executor.graphs import StepGraphs
+        from dispatchgym.serving.executor.pass_graphs import PassGraphs, recorder
         from dispatchgym.serving.executor.triton_ops import TritonOps
 
         def captured(decoder: Decoder, slots: SlotTable) -> StepGraphs:
@@ -80,11 +84,18 @@ def make_executor(
                 steps.capture()
             return steps
 
+        def captured_passes(decoder: Decoder, slots: SlotTable) -> PassGraphs:
+            found = PassGraphs(decoder, slots, config.token_budget)
+            with torch.inference_mode():
+                found.capture(recorder(model.device))
+            return found
+
         ops, capture = TritonOps(), captured if graphs else None
+        capture_passes = captured_passes if passes else None
     executor = TorchExecutor(
         model, kv_blocks=config.kv_blocks, max_seqs=config.max_seqs, block_tokens=config.block_tokens,
         host_blocks=config.host_blocks, max_len=config.max_len, ops=ops,
-        graphs=capture, late=late, source=source, keep=keep,
+        graphs=capture, passes=capture_passes, late=late, source=source, keep=keep,
     )  # fmt: skip
     if on_gpu:
         warm_up(executor.decoder, executor.slots, min(config.token_budget, executor.max_len))

@@ -38,6 +38,22 @@ class HostStep:
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    """How a GPU attends over a step; int32, on the device.
+
+    Attributes:
+        slots, positions: of rows with a single token, which are the step's first.
+        tiles: (tiles, 4): of the others, see `tiles_of`.
+        tokens: of the largest tile.
+    """
+
+    slots: torch.Tensor
+    positions: torch.Tensor
+    tiles: torch.Tensor
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepInputs:
     """The same on the device, int32; T tokens in R rows.
 
@@ -48,6 +64,7 @@ class StepInputs:
         picked: (picks,).
         table: (max_seqs, blocks): the device's copy of the block table, all of it.
         host: what kernels need to know before they run.
+        cut: settled beforehand in captured passes; there rows and tiles may be those of nobody.
     """
 
     ids: torch.Tensor
@@ -56,6 +73,7 @@ class StepInputs:
     picked: torch.Tensor
     table: torch.Tensor
     host: HostStep
+    cut: Cut | None = None
 
 
 def pack(step: HostStep) -> I32:

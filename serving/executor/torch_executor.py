@@ -33,6 +33,10 @@ from dispatchgym.serving.executor.weights import Model
 I32 = npt.NDArray[np.int32]
 Bool = npt.NDArray[np.bool_]
 
+SHORT = 512
+"""Tokens up to which a pass that may be told to pause runs through all the same, if it is captured: op by op it would
+hardly have begun."""
+
 _NO_GUESSES = np.zeros(0, np.int32)
 _NEWEST = -1  # in place of a token id: the newest of the slot
 
@@ -45,6 +49,13 @@ class Source(Protocol):
 
     def is_over(self, request: int) -> bool:
         """The request will not run any more."""
+
+
+class Passes(Protocol):
+    """Whole forward passes, captured beforehand."""
+
+    def run(self, host: HostStep) -> Hidden | None:
+        """Run a step up to its last layer; None if it is not among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +115,7 @@ class TorchExecutor:
         max_len: longest text, drafts included; 0 for the most that the model was made for.
         ops: what stands between the matrix products; None for plain torch.
         graphs: makes captured steps, for plain decoding; None runs each one op by op.
+        passes: makes captured passes, for other steps; None runs each one op by op.
         late: None for what suits the device: late on CUDA.
         source: texts of requests that have not been added; those are forgotten when they end, unless `keep`.
 
@@ -114,6 +126,7 @@ class TorchExecutor:
     def __init__(
         self, model: Model, *, kv_blocks: int, max_seqs: int, block_tokens: int = 16, host_blocks: int = 0,
         max_len: int = 0, ops: Ops | None = None, graphs: Callable[[Decoder, SlotTable], Steps] | None = None,
+        passes: Callable[[Decoder, SlotTable], Passes] | None = None,
         late: bool | None = None, source: Source | None = None, keep: bool = False,
     ) -> None:  # fmt: skip
         self.model = model
@@ -136,6 +149,7 @@ class TorchExecutor:
         self._fast: FastPath | None = None
         if graphs is not None:
             self._fast = FastPath(graphs(self.decoder, self.slots), self.slots, self._sequences, block_tokens)
+        self._passes = passes(self.decoder, self.slots) if passes is not None else None
 
     # --- requests ---
 
@@ -345,6 +359,13 @@ class TorchExecutor:
 
     def _run_segments(self, work: _Pass, until: float) -> bool:
         """Go on with a forward pass; False if it was told to pause before its end."""
+        if work.hidden is None and self._passes is not None:
+            host = work.inputs.host
+            if until == np.inf or len(host.ids) <= SHORT:
+                work.hidden = self._passes.run(host)
+            if work.hidden is not None:
+                work.segment = self.model.spec.segments
+                return True
         if work.hidden is None:
             work.hidden = self.decoder.begin(work.inputs, self.slots.newest)
         pace = Pace(self.model.device) if until < np.inf else None

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import triton
 import triton.language as tl
 
-I32 = npt.NDArray[np.integer]
+from dispatchgym.serving.executor.tiles import power
 
 LOG2E = 1.4426950408889634
 SPLIT_KEYS = 64  # keys that a program of the decode kernel reads at a time
@@ -149,8 +147,8 @@ def paged_decode(
     _decode_kernel[(rows, kv_heads, most)](
         q, k_cache, v_cache, table, slots, positions, out, partial, stats, arrivals, scale * LOG2E, q.stride(0),
         k_cache.stride(0), k_cache.stride(1), k_cache.stride(2), v_cache.stride(0), v_cache.stride(1),
-        v_cache.stride(2), table.stride(0), keys, KV_HEADS=kv_heads, GROUP=group, ROWS=max(16, _power(group)),
-        DIM=dim, DIM_PAD=_power(dim), PAGE=page, BLOCK=SPLIT_KEYS, MOST=most, num_warps=2, num_stages=4,
+        v_cache.stride(2), table.stride(0), keys, KV_HEADS=kv_heads, GROUP=group, ROWS=max(16, power(group)),
+        DIM=dim, DIM_PAD=power(dim), PAGE=page, BLOCK=SPLIT_KEYS, MOST=most, num_warps=2, num_stages=4,
     )  # fmt: skip
 
 
@@ -223,35 +221,8 @@ def _piece_kernel(
             queries, highest, total, sums, begin + n, begin + n < end, token, position, k, v, row_table, scale, head,
             k_block, k_token, k_head, v_block, v_token, v_head, DIM, DIM_PAD, PAGE, True,
         )  # fmt: skip
-    result = (sums / total[:, None]).to(out.dtype.element_ty)
+    result = (sums / tl.where(total > 0, total, 1.0)[:, None]).to(out.dtype.element_ty)  # tiles of no tokens
     tl.store(out + (place * HEADS * DIM + heads)[:, None] + d[None, :], result, mask=q_mask)
-
-
-def tiles_of(slots: I32, firsts: I32, lengths: I32, starts: I32, group: int) -> tuple[I32, int]:
-    """Cut prompt pieces into tiles for `paged_pieces`, those that read most first.
-
-    Args:
-        slots: row of the block table of each piece.
-        firsts: place of its first token among the step's.
-        lengths: its tokens.
-        starts: position of its first token.
-        group: query heads a KV head.
-
-    Returns:
-        int32 (tiles, 4), and the tokens of the largest tile.
-    """
-    most = max(1, (16 if lengths.max() * group <= 16 else 64) // _power(group))
-    tiles = -(-lengths // most)
-    piece = np.repeat(np.arange(len(lengths)), tiles)
-    skip = (np.arange(len(piece)) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * most
-    rows = np.stack(
-        [slots[piece], firsts[piece] + skip, np.minimum(most, lengths[piece] - skip), starts[piece] + skip], 1
-    )
-    return rows[np.argsort(-rows[:, 3], kind="stable")].astype(np.int32), most
-
-
-def _power(n: int) -> int:
-    return 1 << (n - 1).bit_length()
 
 
 def paged_pieces(
@@ -269,16 +240,17 @@ def paged_pieces(
     Args:
         q: (tokens, q_heads, head_dim), the pieces one after another; heads and dimensions dense.
         k_cache, v_cache, table: as in `paged_decode`; the keys of the pieces are stored already.
-        tiles: int32 (tiles, 4): place in `table`, first token among q's, number of tokens, position of the first.
-        tokens: of the largest tile, as from `tiles_of`.
+        tiles: int32 (tiles, 4) as from `tiles_of`: place in `table`, first token among q's, number of tokens, position
+            of the first; nothing is written for a tile of no tokens.
+        tokens: of the largest tile.
         out: like q, dense: written.
     """
     heads, dim = q.shape[1:]
     page, kv_heads = k_cache.shape[1], k_cache.shape[2]
     group = heads // kv_heads
-    group_pad = _power(group)
+    group_pad = power(group)
     rows = max(16, tokens * group_pad)
-    pad = _power(dim)
+    pad = power(dim)
     _piece_kernel[(len(tiles), kv_heads)](
         q, k_cache, v_cache, table, tiles, out, scale * LOG2E, q.stride(0), k_cache.stride(0), k_cache.stride(1),
         k_cache.stride(2), v_cache.stride(0), v_cache.stride(1), v_cache.stride(2), table.stride(0), HEADS=heads,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from dispatchgym.serving.executor import triton_attention, triton_layers, triton_sampling
-from dispatchgym.serving.executor.inputs import StepInputs
+from dispatchgym.serving.executor.inputs import Cut, StepInputs
 from dispatchgym.serving.executor.ops import Rope
 from dispatchgym.serving.executor.sampling import Draws
+from dispatchgym.serving.executor.tiles import tile_tokens, tiles_of
 
 MOST_ARRIVALS = 1 << 17
 """Rows of a step times key heads."""
@@ -18,7 +19,7 @@ class TritonOps:
 
     def __init__(self) -> None:
         self._arrivals: torch.Tensor | None = None
-        self._tiled: tuple[StepInputs, torch.Tensor, int] | None = None
+        self._latest: tuple[StepInputs, Cut] | None = None
 
     def embed(self, step: StepInputs, newest: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return triton_layers.embed(step.ids, step.slots, newest, weight)
@@ -40,16 +41,16 @@ class TritonOps:
     def attend(self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, step: StepInputs) -> torch.Tensor:
         scale = q.shape[-1] ** -0.5
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        n = step.host.singles
+        cut = step.cut or self._cut(step, q.shape[1] // k_cache.shape[2])
+        n = len(cut.slots)
         if n:
             if self._arrivals is None:
                 self._arrivals = torch.zeros(MOST_ARRIVALS, dtype=torch.int32, device=q.device)
             triton_attention.paged_decode(
-                q[:n], k_cache, v_cache, step.table, step.slots[:n], step.positions[:n], out[:n], self._arrivals, scale
+                q[:n], k_cache, v_cache, step.table, cut.slots, cut.positions, out[:n], self._arrivals, scale
             )
-        if n < len(step.host.slot):
-            tiles, tokens = self._tiles(step, q.shape[1] // k_cache.shape[2])
-            triton_attention.paged_pieces(q, k_cache, v_cache, step.table, tiles, tokens, out, scale)
+        if len(cut.tiles):
+            triton_attention.paged_pieces(q, k_cache, v_cache, step.table, cut.tiles, cut.tokens, out, scale)
         return out.flatten(1)
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
@@ -58,14 +59,16 @@ class TritonOps:
     def sample(self, logits: torch.Tensor, draws: Draws) -> torch.Tensor:
         return triton_sampling.sample(logits, draws)
 
-    def _tiles(self, step: StepInputs, group: int) -> tuple[torch.Tensor, int]:
-        if self._tiled is None or self._tiled[0] is not step:
+    def _cut(self, step: StepInputs, group: int) -> Cut:
+        if self._latest is None or self._latest[0] is not step:
             host, n = step.host, step.host.singles
-            rows, tokens = triton_attention.tiles_of(
-                host.slot[n:], host.first[n:-1], host.tokens[n:], host.start[n:], group
-            )
-            tiles = torch.from_numpy(rows)
-            if step.ids.is_cuda:
-                tiles = tiles.pin_memory().to(step.ids.device, non_blocking=True)
-            self._tiled = step, tiles, tokens
-        return self._tiled[1:]
+            slots, positions, tiles, tokens = step.slots[:n], step.positions[:n], step.ids.new_empty(0, 4), 0
+            if n < len(host.slot):
+                tokens = tile_tokens(int(host.tokens[n:].max()), group)
+                tiles = torch.from_numpy(
+                    tiles_of(host.slot[n:], host.first[n:-1], host.tokens[n:], host.start[n:], tokens)
+                )
+                if step.ids.is_cuda:
+                    tiles = tiles.pin_memory().to(step.ids.device, non_blocking=True)
+            self._latest = step, Cut(slots, positions, tiles, tokens)
+        return self._latest[1]

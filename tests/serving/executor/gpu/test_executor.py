@@ -84,13 +84,13 @@ def judged(decoder: Decoder, text: list[int], first: int, sampling: Sampling) ->
 
 
 @pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize(("graphs", "passes"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("qk_norm", [False, True])
-def test_texts_are_what_a_dense_pass_says(late: bool, graphs: bool, qk_norm: bool) -> None:
+def test_texts_are_what_a_dense_pass_says(late: bool, graphs: bool, passes: bool, qk_norm: bool) -> None:
     """40 requests over few blocks: mixed steps, preemption, prefixes shared, all sizes of captured steps."""
     model, plain = models(qk_norm)
     config = EngineConfig(kv_blocks=150, max_seqs=20, max_len=512, token_budget=128)
-    executor = make_executor(model, config, graphs=graphs, late=late)
+    executor = make_executor(model, config, graphs=graphs, passes=passes, late=late)
     profile = rough_profile(model, config)
     none = np.zeros(0)
     state = fresh_state(Workload(none, none, none, hash_block=16), config, profile, 0, steps=False, tokens=False)

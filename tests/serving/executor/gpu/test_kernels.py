@@ -89,7 +89,8 @@ def test_split_decoding_attends_over_the_whole_context(seed: int, dtype: torch.d
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_prompt_pieces_attend_to_their_past_and_themselves(seed: int, dtype: torch.dtype) -> None:
-    from dispatchgym.serving.executor.triton_attention import paged_pieces, tiles_of
+    from dispatchgym.serving.executor.tiles import tile_tokens, tiles_of
+    from dispatchgym.serving.executor.triton_attention import paged_pieces
 
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
@@ -99,7 +100,8 @@ def test_prompt_pieces_attend_to_their_past_and_themselves(seed: int, dtype: tor
     slots = rng.permutation(5)[:4]
     q = cache.queries(int(lengths.sum()), dtype)
     firsts = np.cumsum(lengths) - lengths
-    tiles, tokens = tiles_of(slots, firsts, lengths, starts, cache.group)
+    tokens = tile_tokens(int(lengths.max()), cache.group)
+    tiles = tiles_of(slots, firsts, lengths, starts, tokens)
     out = torch.full(q.shape, torch.nan, dtype=dtype, device=DEVICE)
     paged_pieces(q, cache.k, cache.v, cache.table, _ints(tiles), tokens, out, cache.dim**-0.5)
     reference = torch.stack(

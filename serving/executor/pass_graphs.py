@@ -1,0 +1,143 @@
+"""Forward passes with prompts as CUDA graphs: embedding and all layers, by number of tokens and of decoding rows.
+
+Op by op, a pass costs the host hundreds of launches, whatever it reads; captured, one. Tokens are filled up to the size
+of a graph, with tokens of the slot for padding. Logits and draws are left to the caller.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dispatchgym.serving.executor.inputs import Cut, HostStep, StepInputs, pack
+from dispatchgym.serving.executor.model import Decoder, Hidden
+from dispatchgym.serving.executor.slots import SlotTable
+from dispatchgym.serving.executor.tiles import tile_tokens, tiles_of
+
+I32 = npt.NDArray[np.int32]
+Body = Callable[[], None]
+Record = Callable[[Body], Body]
+"""From what launches something to what launches the same again."""
+
+PIECES = 32
+"""Most prompt pieces of a captured pass."""
+
+WIDTHS = (0, 32, 96)
+"""Decoding rows of the graphs, beside as many as can be: few rows are read with more programs each."""
+
+
+def pass_sizes(most: int) -> tuple[int, ...]:
+    """Tokens of the graphs for up to `most`: beyond 2,048 the device takes longer than the host."""
+    sizes = (*range(32, 129, 32), *range(192, 513, 64), *range(640, 1025, 128), *range(1280, 2049, 256))
+    return tuple(size for size in sizes if size <= most)
+
+
+class PassGraphs:
+    """Captured passes of a decoder.
+
+    Args:
+        decoder: whose layers; its ops read `StepInputs.cut`.
+        slots: what the device knows of each.
+        most_tokens: of a step; see `pass_sizes`.
+    """
+
+    def __init__(self, decoder: Decoder, slots: SlotTable, most_tokens: int) -> None:
+        self.sizes = pass_sizes(most_tokens)
+        rows = -(-slots.padding // 4) * 4
+        self._widths = tuple(width for width in (*(w for w in WIDTHS if w < rows), rows) if width <= max(self.sizes))
+        self._decoder = decoder
+        self._slots = slots
+        spec, device = decoder.spec, slots.table.device
+        self._group = spec.heads // spec.kv_heads
+        largest = max(self.sizes), self._widths[-1]
+        self._packed = torch.zeros(self._layout(*largest)[-1], dtype=torch.int32, device=device)
+        dtype = decoder.weights.embedding.dtype
+        self._out = torch.zeros(2, max(self.sizes), spec.hidden, dtype=dtype, device=device)
+        self._passes: dict[tuple[int, int], Body] = {}
+
+    def capture(self, record: Record) -> None:
+        """Record every graph, the largest first."""
+        nobody = np.zeros(0, np.int32)
+        for size in reversed(self.sizes):
+            for width in (width for width in self._widths if width <= size):
+                self._send(HostStep(nobody, nobody, nobody, nobody, nobody, 0), size, width)
+                self._passes[size, width] = record(partial(self._body, size, width))
+
+    @torch.inference_mode()
+    def run(self, host: HostStep) -> Hidden | None:
+        """Run a step up to its last layer; None if none of the graphs holds it."""
+        if len(host.slot) - host.singles > PIECES or host.singles > self._widths[-1]:
+            return None
+        width = self._widths[bisect_left(self._widths, host.singles)]
+        at = bisect_left(self.sizes, max(len(host.ids), width))
+        if at == len(self.sizes):
+            return None
+        self._send(host, self.sizes[at], width)
+        self._passes[self.sizes[at], width]()
+        x, residual = self._out[:, : len(host.ids)]
+        return Hidden(x, residual)
+
+    def _layout(self, size: int, width: int) -> tuple[int, ...]:
+        """Where ids, positions, slots, slots and positions of decoding rows and tiles end."""
+        tiles = size // tile_tokens(size, self._group) + min(PIECES, size // 2)
+        ends: npt.NDArray[np.int64] = np.cumsum([size, size, size, width, width, 4 * tiles])
+        return tuple(ends.tolist())
+
+    def _send(self, host: HostStep, size: int, width: int) -> None:
+        tokens, n = len(host.ids), host.singles
+        places = np.zeros(self._layout(size, width)[-1], np.int32)
+        ids, positions, slots, row_slots, row_positions, tiles = np.split(places, self._layout(size, width)[:-1])
+        slots[:] = row_slots[:] = self._slots.padding
+        ids[:tokens], positions[:tokens], slots[:tokens] = np.split(pack(host)[: 3 * tokens], 3)
+        row_slots[:n], row_positions[:n] = host.slot[:n], host.start[:n]
+        if len(host.slot) > n:
+            most = tile_tokens(size, self._group)
+            cut = tiles_of(host.slot[n:], host.first[n:-1], host.tokens[n:], host.start[n:], most).ravel()
+            tiles[: len(cut)] = cut
+        sent = torch.from_numpy(places)
+        if self._packed.is_cuda:
+            sent = sent.pin_memory()
+        self._packed[: len(places)].copy_(sent, non_blocking=True)
+
+    def _body(self, size: int, width: int) -> None:
+        ends = self._layout(size, width)
+        parts = torch.tensor_split(self._packed[: ends[-1]], ends[:-1])
+        ids, positions, slots, row_slots, row_positions, tiles = parts
+        cut = Cut(row_slots, row_positions, tiles.view(-1, 4), tile_tokens(size, self._group))
+        nobody = np.zeros(0, np.int32)
+        host = HostStep(nobody, nobody, nobody, nobody, nobody, width)
+        step = StepInputs(ids, positions, slots, ids[:0], self._slots.table, host, cut)
+        hidden = self._decoder.begin(step, self._slots.newest)
+        for index in range(self._decoder.spec.segments):
+            self._decoder.run_segment(index, hidden, step)
+        assert hidden.residual is not None
+        self._out[0, :size] = hidden.x
+        self._out[1, :size] = hidden.residual
+
+
+def recorder(device: torch.device) -> Record:
+    """Records CUDA graphs, in one memory pool."""
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    first: list[torch.cuda.CUDAGraph] = []
+
+    def record(body: Body) -> Body:
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            body()  # kernels are compiled and libraries set up outside of the recording
+            stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            pool = first[0].pool() if first else None
+            # other threads may ask for events meanwhile, as those of collectives do
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                body()
+            graph.replay()  # the first time takes longer
+        torch.cuda.current_stream(device).wait_stream(stream)
+        first.append(graph)
+        return graph.replay
+
+    return record
