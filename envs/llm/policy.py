@@ -184,6 +184,13 @@ class EngineSpec:
     profile: Profile
     kv_blocks: int
     slo_kind: str = "max"
+    cost: F64 = field(init=False, repr=False, compare=False)
+    """The profile's terms, worked out once: schedulers read them at every step."""
+
+    def __post_init__(self) -> None:
+        cost = self.profile.terms()
+        cost.flags.writeable = False
+        object.__setattr__(self, "cost", cost)
 
 
 @runtime_checkable

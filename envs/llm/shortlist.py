@@ -8,8 +8,6 @@ the others.
 
 from __future__ import annotations
 
-import numpy as np
-
 from dispatchgym.envs.compiled import compiled, inlined
 from dispatchgym.envs.llm.outlook import is_doomed, slack_s, work_s
 from dispatchgym.envs.llm.sight import CACHED, FREE, GENERATED, PICKED, PREEMPTIONS, PRIORITY, Sight, decoding, known
@@ -48,16 +46,7 @@ def shortlist(sight: Sight) -> None:
                 count = 3 * share
             elif key == 2:
                 count = 2 * share
-            for _ in range(count):
-                best, least = int64(-1), np.inf
-                for k in range(h.running, h.running + h.waiting):
-                    if sight.mark[k] != FREE:
-                        continue
-                    x = _key(sight, k, key)
-                    if best < 0 or x < least:
-                        best, least = k, x
-                if best >= 0:
-                    _list(sight, best)
+            _list_least(sight, int64(key), int64(count))
     for i in range(h.listed):
         k = sight.listed[i]
         sight.mark[k] = FREE
@@ -74,6 +63,31 @@ def shortlist(sight: Sight) -> None:
                 sight.listed[h.listed] = k
                 h.listed += 1
                 spare -= 1
+
+
+@inlined
+def _list_least(sight: Sight, key: int, count: int) -> None:
+    """List the `count` of who waits and is not listed whose key is least, the first of equals first."""
+    h = sight.head[0]
+    found, at, keys = int64(0), int64(h.listed), int64(h.ranked)  # behind the ranked, `held` is free
+    for k in range(h.running, h.running + h.waiting):
+        if sight.mark[k] != FREE:
+            continue
+        x = _key(sight, k, key)
+        if found < count:
+            i = found
+            found += 1
+        elif count > 0 and x < sight.held[keys + count - 1]:
+            i = count - 1
+        else:
+            continue
+        while i > 0 and x < sight.held[keys + i - 1]:
+            sight.held[keys + i], sight.listed[at + i] = sight.held[keys + i - 1], sight.listed[at + i - 1]
+            i -= 1
+        sight.held[keys + i], sight.listed[at + i] = x, k
+    for i in range(found):
+        sight.mark[sight.listed[at + i]] = PICKED  # for now: listed
+    h.listed += found
 
 
 @inlined

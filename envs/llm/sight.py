@@ -130,14 +130,12 @@ def see(sight: Sight, view: EngineView, spec: EngineSpec) -> Sight:
     for table in (view.running, view.waiting):
         part = slice(at, at + len(table))
         sight.id[part] = table[0]
-        for row in range(FLOATS):
-            sight.f[row, part] = table[1 + row]
-        for row in range(INTS):
-            sight.n[row, part] = table[1 + FLOATS + row]
+        sight.f[:, part] = table[1 : 1 + FLOATS]
+        sight.n[:, part] = table[1 + FLOATS :]
         at += len(table)
     newest = view.history[-PAST:]
     sight.past[: len(newest)] = newest
-    sight.cost[:] = spec.profile.terms()
+    sight.cost[:] = spec.cost
     h: Any = sight.head[0]
     h["now"], h["kv_blocks"], h["block_tokens"] = view.now_s, view.kv_blocks, view.block_tokens
     h["token_budget"], h["max_preemptions"] = view.token_budget, view.max_preemptions
