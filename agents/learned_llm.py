@@ -8,7 +8,7 @@ from pathlib import Path
 from dispatchgym.agents import bundle as bundles
 from dispatchgym.agents.bundle import Bundle
 from dispatchgym.agents.llm_policy import ChoicePolicy
-from dispatchgym.agents.runtime import RuntimeName
+from dispatchgym.agents.numpy_network import NumpyNetwork
 
 BUNDLE = "bundle:"
 
@@ -25,11 +25,22 @@ class LearnedEngine(ChoicePolicy):
     """
 
     def __init__(self, called: str, fresh: bool = False) -> None:
-        loaded = _loaded(bundles.find(called).resolve())
+        loaded = _loaded_once(bundles.find(called).resolve())
         super().__init__(loaded.runtime, loaded.engine, f"{BUNDLE}{called}", fresh=fresh)
 
 
+def load_bundle(folder: Path) -> Bundle:
+    """A bundle for a `ChoicePolicy`, in the runtime that is fastest there: as one kernel, if its network allows that.
+
+    Raises:
+        BundleError: one that cannot be trusted.
+    """
+    loaded = bundles.load(folder, "numpy")
+    if isinstance(loaded.runtime, NumpyNetwork) and loaded.runtime.stacked() is not None:
+        return loaded
+    return bundles.load(folder, "onnx") if bundles.ONNX in loaded.manifest["files"] else loaded
+
+
 @lru_cache(maxsize=8)
-def _loaded(folder: Path) -> Bundle:
-    runtime: RuntimeName = "onnx" if bundles.ONNX in bundles.manifest_of(folder)["files"] else "numpy"
-    return bundles.load(folder, runtime)
+def _loaded_once(folder: Path) -> Bundle:
+    return load_bundle(folder)

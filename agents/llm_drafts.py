@@ -20,8 +20,10 @@ def draft_of(head: Any, spec: EngineSpec) -> int:
         head: of a `Sight`, the step's plan.
     """
     profile, config = spec.profile, spec.config
+    if config.max_spec == 0:
+        return 0
     requests, read, others = int(head["decodes"]), int(head["context"]), int(head["prefill_tokens"])
-    if requests == 0 or head["free"] < requests or config.max_spec == 0:
+    if requests == 0 or head["free"] < requests:
         return 0
     out, total = [], 0.0
     for k in range(config.max_spec + 1):

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from dispatchgym.envs.llm.columns import BRIEF
 from dispatchgym.envs.llm.outlook import made_late
+from dispatchgym.envs.llm.planning import step_of_plan
 from dispatchgym.envs.llm.policy import EngineView
 from dispatchgym.envs.llm.sight import Sight
 
@@ -48,21 +49,18 @@ class Interruptions:
             self._rest_s[members] = max(took_s - (view.now_s - began_s), 0.0)
         self._last = None
         number, ids = view.running.group, view.running.id
-        if len(number) == 0 or number.max() < 0:
+        if number.max(initial=-1) < 0:
             self._rest_s.clear()
             return {}
         found = {int(g): frozenset(ids[number == g].tolist()) for g in np.unique(number[number >= 0])}
         self._rest_s = {members: self._rest_s.get(members, 0.0) for members in found.values()}
         return found
 
-    def fitted(self, grants: Grants, step_s: float, sight: Sight, view: EngineView) -> tuple[Grants, bool]:
+    def fitted(self, grants: Grants, sight: Sight, view: EngineView) -> tuple[Grants, bool]:
         """The grants without what cannot share a step, and whether the step may stop.
 
         A stopped step goes on alone: if its request comes first among those that read, or is overdue, the others are
         left out, and else it is.
-
-        Args:
-            step_s: seconds that the step is expected to take.
         """
         running, h = view.running, cast(Any, sight.head[0])
         if self._rest_s:  # there are stopped steps
@@ -79,7 +77,9 @@ class Interruptions:
                 return _all_of(members), True
             grants = grants[np.isin(grants[:, 0], stopped, invert=True)]
         may_stop = len(grants) > 0 and int(h["decodes"]) == 0
-        self._last = (frozenset(grants[:, 0].tolist()), view.now_s, step_s) if may_stop else None
+        self._last = None
+        if may_stop:
+            self._last = (frozenset(grants[:, 0].tolist()), view.now_s, float(step_of_plan(sight)))
         return grants, may_stop
 
 

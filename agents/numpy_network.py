@@ -72,6 +72,37 @@ class _Attention(NamedTuple):
     mix: _Mlp
 
 
+class Stacked(NamedTuple):
+    """Weights of a network without links, layers stacked, matrices of shape (outputs, inputs); see `NumpyNetwork`."""
+
+    heads: int
+    rule: F32  # (features of a candidate's node,) what these add by themselves
+    node_mean: F32
+    node_inverse: F32
+    node_in: F32  # (width, features)
+    node_in_bias: F32
+    node_out: F32  # (width, width)
+    node_out_bias: F32
+    context_mean: F32
+    context_inverse: F32
+    context_in: F32
+    context_in_bias: F32
+    context_out: F32
+    context_out_bias: F32
+    qkv: F32  # (layers, 3 x width, width)
+    qkv_bias: F32
+    out: F32  # (layers, width, width)
+    out_bias: F32
+    mix_in: F32  # (layers, 2 x width, width)
+    mix_in_bias: F32
+    mix_out: F32  # (layers, width, 2 x width)
+    mix_out_bias: F32
+    score_node: F32  # (width, width)
+    score_context: F32
+    score_bias: F32
+    score: F32  # (width,)
+
+
 class NumpyNetwork(Runtime):
     """Logits by NumPy.
 
@@ -116,6 +147,27 @@ class NumpyNetwork(Runtime):
             self._inside = column_of(spec, spec.candidate, "in_shop")
             self._crowd = column_of(spec, spec.context, "in_shop")
             self._log_machines = column_of(spec, spec.context, "log_machines")
+
+    def stacked(self) -> Stacked | None:
+        """The weights, if candidates meet by attention alone: no links, no cap, no score of WAIT by itself."""
+        spec, encoder = self.spec, self.config.encoder
+        simple = not self._hubs and not encoder.rivals and self.config.cap is None and self._wait_column < 0
+        if not simple or not self._attention:
+            return None
+        parts: list[F32] = []
+        for name in (spec.candidate, spec.context):
+            mean, inverse = self._scale[name]
+            parts += [mean, np.asarray(inverse, np.float32)]
+            parts += [*_turned(self._embed[name].first), *_turned(self._embed[name].second)]
+        layers = [(a.qkv, a.out, a.mix.first, a.mix.second) for a in self._attention]
+        for linears in zip(*layers, strict=True):
+            parts += [np.stack(each) for each in zip(*map(_turned, linears), strict=True)]
+        node, context = self._score_node, self._score_context
+        parts += [_turned(node)[0], _turned(context)[0], node.bias + context.bias, self._score]
+        rule = np.zeros(len(self._scale[spec.candidate][0]), np.float32)
+        if self._rule_column >= 0:
+            rule[self._rule_column] = self._rule_weight
+        return Stacked(encoder.heads, rule, *parts)
 
     def one(self, graph: OneGraph) -> F32:
         spec = self.spec
@@ -305,6 +357,11 @@ def _linear(weights: Mapping[str, F32], name: str) -> _Linear:
     weight = np.ascontiguousarray(weights[f"{name}.weight"].T)
     bias = weights.get(f"{name}.bias")
     return _Linear(weight, np.zeros(weight.shape[1], np.float32) if bias is None else bias)
+
+
+def _turned(linear: _Linear) -> tuple[F32, F32]:
+    """Weight of shape (outputs, inputs), and bias."""
+    return np.ascontiguousarray(linear.weight.T), linear.bias
 
 
 def _mlp(weights: Mapping[str, F32], name: str) -> _Mlp:

@@ -21,7 +21,7 @@ config: Any = numba.config
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_MARKS = (b"@compiled", b"@inlined")
+_MARKS = (b"@compiled", b"@fused", b"@inlined")
 
 
 @cache
@@ -29,7 +29,7 @@ def _cache_folder(family: str) -> str:
     """A per-user folder for exactly these kernels of one world ("": of all), as ~/.cache/dispatchgym/numba-1f3a"""
     package = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256(numba.__version__.encode())
-    for folder in ("envs", "solvers"):
+    for folder in ("envs", "solvers", "agents"):
         for file in sorted((package / folder / family).rglob("*.py")):
             text = file.read_bytes()
             if any(mark in text for mark in _MARKS):
@@ -45,13 +45,12 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     would cost more than the arithmetic when thirty arrays travel in one tuple. They let other Python
     threads run meanwhile.
     """
-    _, layer, world, *_ = (*function.__module__.split("."), "", "")
-    family = world if layer in ("envs", "solvers") else ""
-    before, config.CACHE_DIR = config.CACHE_DIR, config.CACHE_DIR or _cache_folder(family)
-    try:
-        return _njit(function, cache=True, nogil=True)
-    finally:
-        config.CACHE_DIR = before
+    return _cached(function)
+
+
+def fused(function: Callable[P, R]) -> Callable[P, R]:
+    """As `compiled`, for sums whose last bit does not matter: a product and what it is added to are rounded once."""
+    return _cached(function, fastmath={"contract"})
 
 
 def inlined(function: Callable[P, R]) -> Callable[P, R]:
@@ -59,7 +58,17 @@ def inlined(function: Callable[P, R]) -> Callable[P, R]:
     return _njit(function, forceinline=True)
 
 
-def _njit(function: Callable[P, R], **options: bool) -> Callable[P, R]:
+def _cached(function: Callable[P, R], **options: Any) -> Callable[P, R]:
+    _, layer, world, *_ = (*function.__module__.split("."), "", "")
+    family = world if layer in ("envs", "solvers") else ""
+    before, config.CACHE_DIR = config.CACHE_DIR, config.CACHE_DIR or _cache_folder(family)
+    try:
+        return _njit(function, cache=True, nogil=True, **options)
+    finally:
+        config.CACHE_DIR = before
+
+
+def _njit(function: Callable[P, R], **options: Any) -> Callable[P, R]:
     njit: Any = numba.njit
     result: Callable[P, R] = njit(error_model="numpy", _nrt=False, **options)(function)
     return result

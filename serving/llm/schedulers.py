@@ -6,18 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from dispatchgym.agents import bundle as bundles
+from dispatchgym.agents.learned_llm import load_bundle
 from dispatchgym.agents.llm_policy import ChoicePolicy
-from dispatchgym.agents.runtime import OneGraph, Runtime
 from dispatchgym.agents.simulation.names import scheduler
 from dispatchgym.envs.api import InvalidPlanError, UsageError
-from dispatchgym.envs.llm.batch import ChoicesConfig
 from dispatchgym.envs.llm.engine import Engine
 from dispatchgym.envs.llm.policy import CompiledPolicy, EngineSpec, Policy
 from dispatchgym.envs.llm.setup import fresh_state
 from dispatchgym.envs.llm.workload import Workload
+from dispatchgym.solvers.llm.menu import Menu
 from dispatchgym.solvers.llm.schedulers import SCHEDULERS
 from dispatchgym.solvers.llm.vllm import Vllm
 
@@ -37,12 +36,14 @@ class Loaded:
         version: digest of a bundle, "" for a rule.
         policy: decides.
         fallback: decides where the policy cannot.
+        is_quick: none of the policy's decisions is known to take long; see `Seat`.
     """
 
     name: str
     version: str
     policy: Policy | CompiledPolicy
     fallback: Policy | CompiledPolicy
+    is_quick: bool = False
 
 
 def load_scheduler(name: str) -> Loaded:
@@ -60,7 +61,7 @@ def load_scheduler(name: str) -> Loaded:
             f"scheduler {name} reads true output lengths, which a live engine cannot know; "
             f"{name.partition('+')[0]}+lengths=max takes what clients allow, where it has that constant"
         )
-    return Loaded(name, "", policy, Vllm())
+    return Loaded(name, "", policy, Vllm(), is_quick=not isinstance(policy, Menu))
 
 
 def _from_bundle(name: str) -> Loaded:
@@ -68,27 +69,9 @@ def _from_bundle(name: str) -> Loaded:
     manifest = bundles.manifest_of(folder)
     if manifest["family"] != FAMILY:
         raise UsageError(f"{name} is a policy for {manifest['family']}, not for LLM engines")
-    loaded = bundles.load(folder, "onnx" if bundles.ONNX in manifest["files"] else "numpy")
-    assert isinstance(loaded.setting, ChoicesConfig)
-    policy = ChoicePolicy(_Finite(loaded.runtime), loaded.setting, name)
-    return Loaded(name, loaded.digest[:16], policy, SCHEDULERS[loaded.manifest["fallback"]]())
-
-
-class _Finite(Runtime):
-    """A network whose scores are numbers, or it raises: the largest of scores that are none would be anybody."""
-
-    name = "numpy"
-
-    def __init__(self, inner: Runtime) -> None:
-        super().__init__(inner.spec, inner.config)
-        self._inner = inner
-        self.rule_weight = inner.rule_weight
-
-    def one(self, graph: OneGraph) -> npt.NDArray[np.float32]:
-        scores = self._inner.one(graph)
-        if not np.isfinite(scores).all():
-            raise InvalidPlanError("the network's scores are not all numbers")
-        return scores
+    loaded = load_bundle(folder)
+    policy = ChoicePolicy(loaded.runtime, loaded.engine, name)
+    return Loaded(name, loaded.digest[:16], policy, SCHEDULERS[loaded.manifest["fallback"]](), is_quick=True)
 
 
 def find_bundle(name: str, folder: Path | None) -> str:

@@ -44,12 +44,14 @@ class _Question:
 
 
 class _Asked:
-    """A policy in a thread of its own, as the engine sees it: `decide` raises `_Fault` when it is late or fails.
+    """A policy as the engine sees it: `decide` raises `_Fault` when it is late or fails.
 
-    The thread is a daemon: a policy that never returns keeps nobody from ending.
+    It is asked in a thread of its own, which is a daemon: a policy that never returns keeps nobody from ending. A quick
+    one is asked at once, since waking a thread takes as long as many a decision; once it is late, it gets a thread for
+    a while.
     """
 
-    def __init__(self, policy: Policy, budget_s: float) -> None:
+    def __init__(self, policy: Policy, budget_s: float, is_quick: bool) -> None:
         self.policy = policy
         self.name = policy.name
         self.oracle = policy.oracle
@@ -58,9 +60,10 @@ class _Asked:
         self.seconds = 0.0
         self.plan: Plan | None = None
         self.cause: Cause | None = None
+        self._apart = 0.0 if is_quick else np.inf  # decisions still to be made in the thread
         self._questions: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
         self._open: _Question | None = None
-        threading.Thread(target=self._answer, name=f"policy {policy.name}", daemon=True).start()
+        self._has_thread = False
 
     def reset(self, spec: EngineSpec, seed: int) -> None:
         self.policy.reset(spec, seed)
@@ -69,12 +72,16 @@ class _Asked:
         self.plan, self.cause = None, None
         if self._open is not None and not self._open.is_answered.is_set():
             return self._fail("busy")
-        question = self._open = _Question(view)
+        question = _Question(view)
         begin = time.perf_counter()
-        self._questions.put(question)
-        answered = question.is_answered.wait(self.budget_s)
+        if self._apart:
+            answered = self._hand_over(question)
+        else:
+            self._answer(question)
+            answered = time.perf_counter() - begin <= self.budget_s
         self.seconds = time.perf_counter() - begin
         if not answered:
+            self._apart = max(self._apart, FORGIVEN_AFTER)
             return self._fail("late")
         if question.error is not None:
             log.error("scheduler %s failed", self.name, exc_info=question.error)
@@ -92,13 +99,26 @@ class _Asked:
         self.cause = cause
         raise _Fault(cause)
 
-    def _answer(self) -> None:
+    def _hand_over(self, question: _Question) -> bool:
+        """Ask in the thread; False if there is no answer in time."""
+        self._apart -= 1
+        if not self._has_thread:
+            self._has_thread = True
+            threading.Thread(target=self._answer_all, name=f"policy {self.name}", daemon=True).start()
+        self._open = question
+        self._questions.put(question)
+        return question.is_answered.wait(self.budget_s)
+
+    def _answer_all(self) -> None:
         while (question := self._questions.get()) is not None:
-            try:
-                question.plan = self.policy.decide(question.view)
-            except BaseException as error:  # whatever it is, the engine hears of it
-                question.error = error
-            question.is_answered.set()
+            self._answer(question)
+
+    def _answer(self, question: _Question) -> None:
+        try:
+            question.plan = self.policy.decide(question.view)
+        except BaseException as error:  # whatever it is, the engine hears of it
+            question.error = error
+        question.is_answered.set()
 
 
 class Seat:
@@ -141,7 +161,7 @@ class Seat:
         if isinstance(loaded.policy, CompiledPolicy):
             self._asked, self.engine.policy = None, loaded.policy
         else:
-            self._asked = _Asked(loaded.policy, self.budget_s)
+            self._asked = _Asked(loaded.policy, self.budget_s, loaded.is_quick)
             self.engine.policy = self._asked
 
     @property

@@ -6,16 +6,19 @@ from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
+from dispatchgym.agents import bundle as bundles
 from dispatchgym.agents.llm_drafts import draft_of
 from dispatchgym.agents.llm_policy import ChoicePolicy
-from dispatchgym.agents.runtime import OneGraph
+from dispatchgym.agents.numpy_network import NumpyNetwork
+from dispatchgym.agents.runtime import OneGraph, Runtime
 from dispatchgym.envs.api import InvalidPlanError
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.graph import COLUMNS, MERIT
 from dispatchgym.envs.llm.outlook import PATIENCE_STEPS, TURNS
-from dispatchgym.envs.llm.policy import EngineSpec
+from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan
 from dispatchgym.envs.llm.profile import Profile
 from dispatchgym.envs.llm.record import FINISHED
 from dispatchgym.envs.llm.simulate import simulate
@@ -153,3 +156,69 @@ def test_scoring_once_keeps_up_with_the_plan(seed: int) -> None:
 def test_scores_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(InvalidPlanError, match="not all numbers"):
         finishes(ChoicePolicy(cast(Any, Rule(float("nan")))), 0)
+    for fresh in (False, True):
+        with pytest.raises(InvalidPlanError, match="not all numbers"):
+            finishes(ChoicePolicy(noisy(float("nan")), fresh=fresh), 0)
+
+
+class Piecewise(Runtime):
+    """A network that nobody knows to be a kernel's."""
+
+    name = "numpy"
+
+    def __init__(self, inner: Runtime) -> None:
+        super().__init__(inner.spec, inner.config)
+        self.inner, self.rule_weight = inner, inner.rule_weight
+
+    def one(self, graph: OneGraph) -> npt.NDArray[np.float32]:
+        return self.inner.one(graph)
+
+
+def noisy(alpha: float = 0.3) -> NumpyNetwork:
+    """The shipped network with noise on its weights, so that it differs from the merit."""
+    folder = bundles.find("llm-engine")
+    shipped = bundles.load(folder, "numpy").runtime
+    rng = np.random.default_rng(0)
+    weights = {name: np.asarray(value, np.float32) for name, value in bundles.stored_weights(folder).items()}
+    for name, value in sorted(weights.items()):
+        if name.endswith((".weight", ".bias")):
+            weights[name] = value + rng.normal(0, alpha, value.shape).astype(np.float32)
+    network = NumpyNetwork(shipped.spec, shipped.config, weights)
+    network.rule_weight = shipped.rule_weight
+    return network
+
+
+class Both(ChoicePolicy):
+    """Decides by the kernel; over every view, piece by piece as well."""
+
+    def __init__(self, network: NumpyNetwork, fresh: bool) -> None:
+        super().__init__(network, fresh=fresh)
+        self.other = ChoicePolicy(Piecewise(network), fresh=fresh)
+        self.merit = ChoicePolicy()
+        self.decisions = self.own = 0
+
+    def reset(self, spec: EngineSpec, seed: int) -> None:
+        super().reset(spec, seed)
+        self.other.reset(spec, seed)
+        self.merit.reset(spec, seed)
+
+    def decide(self, view: EngineView) -> Plan:
+        plan, other, merit = super().decide(view), self.other.decide(view), self.merit.decide(view)
+        assert np.array_equal(plan.grants, other.grants)
+        assert replace(plan, grants=()) == replace(other, grants=())
+        self.decisions += 1
+        self.own += not np.array_equal(plan.grants, merit.grants)
+        return plan
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_plans_of_the_kernel_are_those_made_piece_by_piece(fresh: bool) -> None:
+    both = Both(noisy(), fresh)
+    engine = EngineConfig(kv_blocks=300, token_budget=256, max_seqs=24)
+    for seed in range(3):
+        workload = replace(
+            random_workload(seed, 120, rate=400.0), ttft_slo_s=np.random.default_rng(seed).uniform(0.05, 2.0, 120)
+        )
+        simulate(workload, both, engine, PROFILE)
+    assert both.decisions > 300
+    assert both.own > 30  # the network is no mere merit

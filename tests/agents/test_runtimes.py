@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispatchgym.agents import bundle as bundles
-from dispatchgym.agents import numpy_network
-from dispatchgym.agents.architecture import STARTING_RULES, weight_shapes
+from dispatchgym.agents import compiled_network, numpy_network
+from dispatchgym.agents.architecture import STARTING_RULES, EncoderConfig, PolicyConfig, weight_shapes
 from dispatchgym.agents.bundle import TOLERANCE, distance
 from dispatchgym.agents.numpy_network import NumpyNetwork, _gelu
 from dispatchgym.agents.onnx_export import OneDecision
@@ -25,6 +25,7 @@ from dispatchgym.agents.runtime import OneGraph
 from dispatchgym.agents.settings import may_wait
 from dispatchgym.agents.torch_network import TorchNetwork, tensors
 from dispatchgym.envs.jobshop.graph import SPECS
+from dispatchgym.envs.llm.graph import SPEC as ENGINE
 from tests.agents.helpers import RIVALS, tiny_config
 from tests.agents.random_graphs import random_batch
 
@@ -89,6 +90,59 @@ def test_the_dense_form_that_is_exported_gives_the_logits_of_the_network(net: Gr
             {name: torch.from_numpy(value) for name, value in weights_of(net).items()},
         )
     assert distance(found.numpy(), judge.one(graph)) <= TOLERANCE
+
+
+def engine_network(seed: int, **encoder: object) -> NumpyNetwork:
+    """A network for LLM engines, of random weights."""
+    torch.manual_seed(seed)
+    sizes = {"width": 32, "layers": 2, "hubs": False, "rivals": (), **encoder}
+    net = GraphNetwork(ENGINE, PolicyConfig(EncoderConfig(**sizes), "merit"))  # type: ignore[arg-type]
+    with torch.no_grad():
+        for weight in net.state_dict().values():
+            weight.add_(torch.randn_like(weight), alpha=0.3)
+        for node in ("request", "engine"):
+            net.encoder.get_buffer(f"scale_{node}").abs_().add_(0.1)
+    return NumpyNetwork(ENGINE, net.config, weights_of(net))
+
+
+def engine_graph(rng: np.random.Generator, requests: int) -> OneGraph:
+    x = {n.name: rng.normal(0, 2, (requests, len(n.features))).astype(np.float32) for n in ENGINE.nodes}
+    x["engine"] = x["engine"][:1]
+    return OneGraph(x, {"shares": np.full(requests, -1)}, np.arange(requests))
+
+
+@pytest.mark.parametrize(("width", "heads", "layers"), [(32, 4, 2), (12, 3, 1), (21, 7, 3), (8, 1, 1)])
+def test_the_kernel_gives_the_logits_of_numpy_at_any_size(width: int, heads: int, layers: int) -> None:
+    network = engine_network(width, width=width, heads=heads, layers=layers)
+    stacked = network.stacked()
+    assert stacked is not None
+    most = 70
+    room, logits = compiled_network.scratch(stacked, most), np.empty(most)
+    rng = np.random.default_rng(0)
+    for requests in (*rng.permutation(np.arange(1, most + 1)).tolist(), 1):  # what a larger graph leaves is not seen
+        graph = engine_graph(rng, requests)
+        compiled_network.score(stacked, room, graph.x["request"], graph.x["engine"][0], requests, logits)
+        assert distance(logits[:requests], network.one(graph)) <= TOLERANCE
+
+
+def test_the_kernel_does_not_make_numbers_of_what_is_none() -> None:
+    network = engine_network(0)
+    stacked = network.stacked()
+    assert stacked is not None
+    room, logits = compiled_network.scratch(stacked, 8), np.empty(8)
+    graph = engine_graph(np.random.default_rng(0), 8)
+    for node, row in (("request", 3), ("engine", 0)):
+        x = {name: each.copy() for name, each in graph.x.items()}
+        x[node][row, 2] = np.nan
+        compiled_network.score(stacked, room, x["request"], x["engine"][0], 8, logits)
+        assert np.isnan(logits).all()  # everyone attends to everyone
+    compiled_network.score(stacked, room, graph.x["request"], graph.x["engine"][0], 8, logits)
+    assert distance(logits, network.one(graph)) <= TOLERANCE  # and forgets them
+
+
+@pytest.mark.parametrize("parts", [{"hubs": True}, {"rivals": ("shares",)}, {"message_passing": False}])
+def test_networks_that_follow_links_are_no_kernel(parts: dict[str, object]) -> None:
+    assert engine_network(0, **parts).stacked() is None
 
 
 def test_links_of_large_graphs_are_added_up_as_those_of_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,47 @@ def test_a_policy_that_fails_in_rehearsal_is_not_let_in() -> None:
         rehearse(Loaded("bad", "", Moody(lambda k: k == 3), Vllm()), engine.spec)
 
 
+class Slow:
+    """First come, first served; sleeps in its third decision, and notes in which threads it is asked."""
+
+    name = "slow"
+    oracle = False
+
+    def __init__(self, sleep_s: float) -> None:
+        self.sleep_s = sleep_s
+        self.threads: list[int] = []
+
+    def reset(self, spec: EngineSpec, seed: int) -> None: ...
+
+    def decide(self, view: EngineView) -> Plan:
+        self.threads.append(threading.get_ident())
+        if len(self.threads) == 3:
+            time.sleep(self.sleep_s)
+        return Plan()
+
+
+def test_a_quick_policy_gets_a_thread_once_it_is_late_and_for_as_long_as_it_is_not_forgiven() -> None:
+    clock, own = Clock(), threading.get_ident()
+    slow = Slow(1.2)
+    seat = Seat(live(Vllm(), clock), Loaded("slow", "", slow, Vllm(), is_quick=True), 1.0, 10)
+    serve(seat, clock, 4, each=400)
+    assert seat.faults == {"late": 1}
+    apart = [k for k, thread in enumerate(slow.threads) if thread != own]
+    assert apart == list(range(3, 3 + FORGIVEN_AFTER))
+    assert len(slow.threads) > 3 + FORGIVEN_AFTER
+    seat.close()
+    unknown = Slow(0.0)
+    seat.install(Loaded("unknown", "", unknown, Vllm()))
+    serve(seat, clock, 1)
+    assert own not in unknown.threads
+    seat.close()
+
+
+def test_who_may_ponder_is_not_known_to_be_quick() -> None:
+    assert load_scheduler("laps").is_quick
+    assert not load_scheduler("menu").is_quick
+
+
 # --- learned schedulers ---
 
 
@@ -147,8 +190,8 @@ def test_a_bundle_decides_and_one_with_nan_weights_falls_back(bundle: Path) -> N
     rehearse(loaded, seat.engine.spec)
     serve(seat, clock, 2)
     assert not seat.faults
-    inner = loaded.policy._runtime._inner  # type: ignore[union-attr]
-    inner.one = lambda graph: np.full(len(graph.candidate), np.nan, np.float32)
+    runtime = loaded.policy._runtime  # type: ignore[union-attr]
+    runtime.one = lambda graph: np.full(len(graph.candidate), np.nan, np.float32)
     for _ in range(8):  # the network is asked where there is a choice: when requests come
         for _ in range(3):
             seat.engine.submit(40, 5)
