@@ -2,11 +2,17 @@
 
 A decision is the observation written, the logits computed and the best candidate taken, along greedy runs of whole
 problems; forced moves are not decisions. On clusters it is besides the step before, which makes the list of choices.
-For LLM engines it is the plan of a whole step, in steps whose list begins with 60 choices or more, of 64 at most. Wall
-time by decision (median and 99th percentile) and CPU time as the mean of a run, for LLM engines its 99th percentile.
+For LLM engines it is the plan of a whole step, in steps whose list begins with 60 choices or more, of 64 at most; where
+a network can be one kernel, "numpy" is that kernel. Wall time by decision (median and 99th percentile) and CPU time as
+the mean of a run, for LLM engines its 99th percentile.
 The peer is a rule, compiled, over the same problems: lrpt in shops, kube-scheduler for pods, fgd for GPUs; its time by
 decision, forced moves included. For LLM engines it is least-slack, written over the same view, in such steps of its
 own run.
+
+--live measures LLM schedulers as the server asks them: 256 requests run and 500 wait, in an engine where some come and
+others end all the time; the thread sleeps 10 ms before every decision, as it does while a device works, so that caches
+and the core are as cold as they are live. The decision is what the server counts; beside it, what the engine takes to
+write the view.
 """
 
 from __future__ import annotations
@@ -37,22 +43,32 @@ from dispatchgym.envs.llm.batch import ChoicesConfig
 from dispatchgym.envs.llm.choices import list_choices
 from dispatchgym.envs.llm.columns import new_choices
 from dispatchgym.envs.llm.config import EngineConfig
+from dispatchgym.envs.llm.engine import Engine
 from dispatchgym.envs.llm.planning import look
-from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan, Policy
+from dispatchgym.envs.llm.policy import CompiledPolicy, EngineSpec, EngineView, Plan, Policy
+from dispatchgym.envs.llm.profile import load_profile
+from dispatchgym.envs.llm.setup import fresh_state
 from dispatchgym.envs.llm.sight import new_sight, see
 from dispatchgym.envs.llm.simulate import simulate
+from dispatchgym.envs.llm.state import ENDED
+from dispatchgym.envs.llm.workload import Workload
 from dispatchgym.envs.packing import twin
 from dispatchgym.envs.packing.generate import priority_matters
 from dispatchgym.envs.packing.instance import PackingInstance
 from dispatchgym.envs.packing.shortlist import Shortlists, ShortName
+from dispatchgym.serving.llm.schedulers import load_scheduler, rehearse
+from dispatchgym.serving.llm.seat import Seat
 from dispatchgym.solvers.jobshop import rules
 from dispatchgym.solvers.llm.least_slack import LeastSlack
+from dispatchgym.solvers.llm.vllm import Vllm
 from dispatchgym.solvers.packing import kube_scheduler
 from dispatchgym.solvers.packing import rules as packing_rules
 
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "MKL", "OMP")}
 PEER = "lrpt"
 FULL = 60
+RUNNING, WAITING = 256, 500
+PAUSE_S = 0.01
 BARS = {"15x15": "bar 500 us", "100x20": "bar 5,000 us", "64x512": "bar 5,000 us"}
 
 
@@ -195,11 +211,103 @@ def engine_rows(name: str, loaded: dict[str, Bundle], requests: int, repeats: in
 
 
 def percentile_row(
-    label: str, what: str, runs: list[list[float]], percent: float, peer: str, rule: Measured, bar: str = ""
-) -> Row:
+    label: str, what: str, runs: list[list[float]], percent: float, peer: str = "", rule: Measured | None = None,
+    bar: str = "",
+) -> Row:  # fmt: skip
     """A percentile of each run's seconds by decision, in microseconds."""
     found = Measured.of([1e6 * float(np.percentile(run, percent)) for run in runs])
-    return Row(f"{label}, {what}", found.value, "us", found.spread, f"rule {peer}", rule.value, bar)
+    against = (f"rule {peer}", rule.value) if rule is not None else (None, None)
+    return Row(f"{label}, {what}", found.value, "us", found.spread, *against, bar)
+
+
+class Clocked:
+    """A scheduler that notes the CPU seconds of its last decision."""
+
+    oracle = False
+
+    def __init__(self, inner: Policy) -> None:
+        self.inner = inner
+        self.name = inner.name
+        self.cpu_s = 0.0
+
+    def reset(self, spec: EngineSpec, seed: int) -> None:
+        self.inner.reset(spec, seed)
+
+    def decide(self, view: EngineView) -> Plan:
+        began = time.thread_time()
+        plan = self.inner.decide(view)
+        self.cpu_s = time.thread_time() - began
+        return plan
+
+
+class Crowd:
+    """A live engine without a device, in which as many requests run and wait at every decision."""
+
+    def __init__(self, name: str) -> None:
+        config = EngineConfig(kv_blocks=20_000, max_len=4096, max_seqs=2 * RUNNING, token_budget=2048)
+        spec = EngineSpec(config, load_profile("h200-8b"), config.kv_blocks, slo_kind="mean")
+        nothing = Workload(np.zeros(0), np.zeros(0, np.int32), np.zeros(0, np.int32), hash_block=config.block_tokens)
+        state = fresh_state(nothing, config, spec.profile, 0, steps=False, tokens=False)
+        loaded = load_scheduler(name)
+        rehearse(loaded, spec)
+        self.policy = loaded.policy if isinstance(loaded.policy, CompiledPolicy) else Clocked(loaded.policy)
+        self.engine = Engine(state, Vllm(), spec, clock=lambda: 0.0)  # steps move the engine's own clock
+        self.seat = Seat(self.engine, load_scheduler("vllm"), 60.0, 1 << 30)
+        self._rng = np.random.default_rng(0)
+        self._there: set[int] = set()
+        e = self.engine.state.eng[0]
+        while e["running"] < RUNNING:
+            self.refill()
+            self.seat.step()
+            e = self.engine.state.eng[0]
+        self.seat.install(replace(loaded, policy=self.policy))
+
+    def refill(self) -> None:
+        """End whoever runs beyond the number that should, the first admitted first, and let others come."""
+        engine = self.engine
+        for r in engine.state.run[: max(0, int(engine.state.eng["running"][0]) - RUNNING)].tolist():
+            engine.abort(r)
+        for r in [r for r in self._there if engine.state.req["state"][r] == ENDED]:
+            self._there.remove(r)
+            engine.release(r)
+        while engine.state.eng["waiting"][0] < WAITING:
+            prompt, output = self._rng.integers((32, 100), (512, 1000)).tolist()
+            hashes = self._rng.integers(1, 2**62, prompt // 16)
+            ttft_s = float(self._rng.choice([0.5, 2.0, 10.0]))
+            self._there.add(engine.submit(prompt, output, hashes=hashes, ttft_slo_s=ttft_s, tpot_slo_s=0.1))
+
+
+def live_rows(name: str, decisions: int, repeats: int) -> list[Row]:
+    """The rows of a scheduler as the server asks it."""
+    crowd = Crowd(name)
+    wall: list[list[float]] = []
+    cpu: list[list[float]] = []
+    view: list[list[float]] = []
+    for _ in range(repeats):
+        for times in (wall, cpu, view):
+            times.append([])
+        for k in range(decisions):
+            crowd.refill()
+            time.sleep(PAUSE_S)
+            if k % 4 == 3:
+                began = time.perf_counter()
+                crowd.engine.view()
+                view[-1].append(time.perf_counter() - began)
+                continue
+            crowd.seat.step()
+            wall[-1].append(crowd.seat.seconds)
+            cpu[-1].append(crowd.policy.cpu_s if isinstance(crowd.policy, Clocked) else 0.0)
+    crowd.seat.close()
+    label, bar = f"{name} live, {RUNNING} run, {WAITING} wait", "bar 1,000 us"
+    rows = [percentile_row(f"{label}, view", "median", view, 50)]
+    if isinstance(crowd.policy, Clocked):  # else it decides inside the engine
+        rows += [
+            percentile_row(label, "median", wall, 50),
+            percentile_row(label, "p99", wall, 99, bar=bar),
+            percentile_row(label, "CPU median", cpu, 50),
+            percentile_row(label, "CPU p99", cpu, 99, bar=bar),
+        ]
+    return rows
 
 
 def measure(name: str, options: argparse.Namespace) -> list[Row]:
@@ -239,11 +347,17 @@ def measure(name: str, options: argparse.Namespace) -> list[Row]:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("bundles", nargs="*", help="names or paths (default: every shipped one)")
+    parser.add_argument(
+        "--live", nargs="+", metavar="SCHEDULER", default=[], help="LLM schedulers as the server asks them, alone"
+    )
     options = parser.parse_args()
     if not ONE_THREAD.items() <= os.environ.items():  # NumPy reads them when it is imported: start over
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ONE_THREAD})
     torch.set_num_threads(1)
-    rows = [row for name in options.bundles or bundles.shipped() for row in measure(name, options)]
+    names = options.bundles or ([] if options.live else bundles.shipped())
+    rows = [row for name in names for row in measure(name, options)]
+    decisions, repeats = (100, 1) if options.quick else (400, 5)
+    rows += [row for name in options.live for row in live_rows(name, decisions, repeats)]
     publish(rows, options.json, ["numpy", "onnxruntime", "torch", "numba"])
 
 
