@@ -17,7 +17,7 @@ from dispatchgym.envs.llm.batching import BatchingRule, rescue
 from dispatchgym.envs.llm.executor import Executor, SimulatedExecutor, batch_of
 from dispatchgym.envs.llm.grants import NO_ORDER, NOBODY, end, grant
 from dispatchgym.envs.llm.jumps import hold_on
-from dispatchgym.envs.llm.ledger import pin, unpin
+from dispatchgym.envs.llm.ledger import name_text, pin, unpin
 from dispatchgym.envs.llm.policy import (
     CompiledPolicy,
     EngineSpec,
@@ -255,12 +255,14 @@ class Engine:
         max_new_tokens: int,
         *,
         hashes: I64 | None = None,
+        grows: bool = False,
         **columns: float,
     ) -> int:
         """A request comes now; returns its number, which is free again after `release`.
 
         Args:
             hashes: of the prompt's blocks, of as many tokens as the engine's workload says; see Workload.
+            grows: there will be hashes of the output, see `name_text`; those of the prompt are of whole blocks.
             columns: ttft_slo_s, tpot_slo_s, priority, tenant, session, program.
 
         Raises:
@@ -276,6 +278,10 @@ class Engine:
                 f"request of {prompt_tokens} + {max_new_tokens} tokens: this engine holds at most {longest} at a time"
             )
         own = np.zeros(0, np.int64) if hashes is None else np.asarray(hashes, np.int64)
+        size = int(e["hash_ratio"] * e["block_tokens"])
+        hashed = min(len(own) * size, prompt_tokens)
+        if grows:
+            own = np.concatenate([own, np.zeros((prompt_tokens + max_new_tokens) // size - len(own), np.int64)])
         self.state = s = with_request(self.state, own)
         self._simulated.state = s
         e = s.eng[0]
@@ -288,10 +294,8 @@ class Engine:
             e["next"] += 1
         s.req[r : r + 1] = fresh_requests(1)
         q = s.req[r]
-        size = int(e["hash_ratio"] * e["block_tokens"])
         q["prompt"], q["output"], q["max_new"] = prompt_tokens, max_new_tokens, max_new_tokens
-        q["hash_at"], q["hash_count"] = int(e["hashes"]) - len(own), len(own)
-        q["hashed"] = min(len(own) * size, prompt_tokens)
+        q["hash_at"], q["hash_count"], q["hashed"] = int(e["hashes"]) - len(own), len(own), hashed
         q["serial"] = self._serial
         self._serial += 1
         q["arrival_s"] = float(e["now"]) if self._clock is None else self._clock()
@@ -304,6 +308,31 @@ class Engine:
             q[name] = value
         enter(s, r)
         return r
+
+    def name_text(self, request: int, hashes: I64) -> None:
+        """The next hashes of a request that grows, output included: what it has computed of them, others can find.
+
+        To be called once the text of whole blocks is known whose KV is there; of a request that has ended too, until
+        it is released.
+
+        Raises:
+            UsageError: more hashes than its prompt and longest output have whole blocks.
+        """
+        s, q = self.state, self.state.req[request]
+        size = int(s.eng["hash_ratio"][0] * s.eng["block_tokens"][0])
+        known = int(q["hashed"]) // size
+        if known + len(hashes) > int(q["hash_count"]):
+            raise UsageError(
+                f"request {request}: {known} + {len(hashes)} hashes, and room for {int(q['hash_count'])}; it grows only "
+                "if it was submitted so"
+            )
+        first = int(q["hash_at"]) + known
+        s.hashes[first : first + len(hashes)] = hashes
+        pinned, until_s = int(q["pinned"]) * int(s.eng["block_tokens"][0]), float(q["pinned_until_s"])
+        unpin(s, request)  # pins are found by keys, too
+        name_text(s, request, (known + len(hashes)) * size)
+        if pinned:
+            pin(s, request, pinned, until_s)
 
     def abort(self, request: int) -> None:
         """The client is gone: the request ends, and gives back what it holds."""
@@ -360,7 +389,7 @@ class Engine:
             if r not in known:
                 row = s.req[r]
                 first = int(row["hash_at"])
-                count = min(int(row["hash_count"]), -(-int(row["prompt"]) // size))  # those of the output left out
+                count = -(-min(int(row["hashed"]), int(row["prompt"])) // size)  # those of the output left out
                 known[r] = s.hashes[first : first + count].copy()
                 known[r].flags.writeable = False
             self._texts[r] = known[r]

@@ -197,6 +197,24 @@ def publish(s: State, r: int, before: int, after: int) -> int:
 
 
 @compiled
+def name_text(s: State, r: int, hashed: int) -> None:
+    """The hashes of request r, which are there, name its text up to `hashed` tokens from now on.
+
+    Blocks that were found by the request's own keys, which nobody else has, are found by their text.
+    """
+    e, q = s.eng[0], s.req[r]
+    for j in range(int64(q.hashed) // e.block_tokens, int64(hashed) // e.block_tokens):
+        own = key_of(s, r, j)
+        q.hashed = (j + 1) * e.block_tokens
+        key = key_of(s, r, j)
+        b = find(s, own)
+        while b != NONE:  # more than one, if it has computed the same text twice
+            forget(s, b)
+            enter_key(s, key, b)
+            b = find(s, own)
+
+
+@compiled
 def unpublish(s: State, r: int, before: int) -> None:
     """Blocks of request r that have become findable from token `before` on are not any more."""
     q = s.req[r]

@@ -33,6 +33,7 @@ from dispatchgym.serving.llm.messages import Cancel, Failed, Output, Ready, Refu
 from dispatchgym.serving.llm.recorder import Recorder
 from dispatchgym.serving.llm.schedulers import Loaded, load_scheduler, rehearse
 from dispatchgym.serving.llm.seat import Seat
+from dispatchgym.serving.llm.texts import block_hashes
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +86,11 @@ class Recipe:
 class _Sequence:
     key: int
     stop: frozenset[int]
-    wants_logprobs: bool
+    tail: npt.NDArray[np.int32]  # of the prompt, behind its whole blocks
+    chain: bytes  # what the next block is hashed with
     sent: int = 0
     has_started: bool = False
+    cached: int = 0
 
 
 class EngineLoop:
@@ -112,10 +115,14 @@ class EngineLoop:
         self.seat = Seat(self.engine, first, recipe.budget_s, recipe.most_faults)
         self._sequences: dict[int, _Sequence] = {}  # by the engine's number
         self._numbers: dict[int, int] = {}  # by key
+        self._block_tokens = parts.config.block_tokens
+        self._caches = parts.config.prefix_caching
         self._preemptions = 0
         self._owes_news = False  # the last sequence was cancelled: no step will tell that its blocks are free
         self._loaded: queue.SimpleQueue[tuple[Switch, Loaded | str]] = queue.SimpleQueue()
         self._bell_read, self._bell = os.pipe()
+        self._bell_lock = threading.Lock()
+        self._is_over = False
         self._recorder = Recorder(recipe.record, recipe.record_bytes) if recipe.record else None
 
     def run(self) -> None:
@@ -145,8 +152,10 @@ class EngineLoop:
             self.seat.close()
             if self._recorder is not None:
                 self._recorder.close()
-            os.close(self._bell)
-            os.close(self._bell_read)
+            with self._bell_lock:  # a scheduler may be on its way still: it must not ring what is another's by then
+                os.close(self._bell)
+                os.close(self._bell_read)
+                self._is_over = True
 
     def _listen(self, pause_s: float | None) -> bool:
         """Do what has been asked meanwhile, waiting up to `pause_s` for it (None: for ever); False at the end."""
@@ -176,19 +185,39 @@ class EngineLoop:
 
     def _submit(self, message: Submit) -> None:
         try:
-            number = self.engine.submit(len(message.prompt), message.max_new, hashes=message.hashes, **message.columns)
+            number = self.engine.submit(
+                len(message.prompt), message.max_new, hashes=message.hashes, grows=True, **message.columns
+            )
         except UsageError as error:
             self._connection.send(Refused(message.key, str(error)))
             return
         self._numbers[message.key] = number
-        stop = frozenset(message.sampling.stop)
-        self._sequences[number] = _Sequence(message.key, stop, message.sampling.logprobs >= 0)
+        tail = message.prompt[len(message.hashes) * self._block_tokens :].copy()
+        self._sequences[number] = _Sequence(message.key, frozenset(message.sampling.stop), tail, message.chain)
         self._executor.add(number, message.prompt, message.sampling)
 
     def _forget(self, number: int) -> None:
+        self._name_texts(np.array([number]))
         self._numbers.pop(self._sequences.pop(number).key)
         self._executor.remove(number)
         self.engine.release(number)
+
+    def _name_texts(self, numbers: npt.NDArray[np.integer]) -> None:
+        """Let the prefix cache find the blocks that these sequences have filled with their output.
+
+        A block whose last token the host does not know yet is named after the next step, or at the end.
+        """
+        req, size = self.engine.state.req, self._block_tokens
+        if not self._caches:
+            return
+        for number in numbers[req["computed"][numbers] - req["hashed"][numbers] >= size].tolist():
+            sequence, q = self._sequences[number], req[number]
+            ids = self._executor.outputs(number).ids
+            named = int(q["prompt"]) - len(sequence.tail)  # whole blocks of the prompt
+            known = min(int(q["computed"]), int(q["prompt"]) + len(ids))
+            text = np.concatenate([sequence.tail, ids])[int(q["hashed"]) - named : known - named]
+            hashes, sequence.chain = block_hashes(text, size, sequence.chain)
+            self.engine.name_text(number, hashes)
 
     def _load(self, message: Switch) -> None:
         """Load and rehearse a scheduler beside the steps, then ring."""
@@ -202,7 +231,9 @@ class EngineLoop:
             log.exception("scheduler %s cannot be loaded", message.scheduler)
             found = f"{type(error).__name__} while loading; see the log"
         self._loaded.put((message, found))
-        os.write(self._bell, b"!")
+        with self._bell_lock:
+            if not self._is_over:
+                os.write(self._bell, b"!")
 
     def _install(self, message: Switch, found: Loaded | str) -> None:
         if isinstance(found, Loaded):
@@ -257,9 +288,12 @@ class EngineLoop:
             sequence = self._sequences[number]
             if not sequence.has_started:
                 sequence.has_started = True
+                q = self.engine.state.req[number]
+                sequence.cached = min(int(q["cached"]), int(q["prompt"]))  # not what it finds again, once preempted
                 started.append(sequence.key)
             if emitted:
                 outputs.append(self._output(number, sequence))
+        self._name_texts(rows["request"])
         s = self.engine.state
         if int(s.eng["ended"][0]) > int(s.eng["num"][0]) - len(self._sequences):
             told = {output.key for output in outputs if output.reason}
@@ -286,7 +320,7 @@ class EngineLoop:
         if has_ended:
             ends = bool(tokens) and tokens[-1] in sequence.stop
             reason = "dropped" if q["status"] == DROPPED else "stop" if ends else "length"
-        return Output(sequence.key, tokens, logprobs, reason, int(q["cached"]))
+        return Output(sequence.key, tokens, logprobs, reason, sequence.cached)
 
 
 def engine_main(connection: Connection, recipe: Recipe, in_process: bool) -> None:

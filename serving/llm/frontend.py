@@ -245,12 +245,14 @@ class Frontend:
         if not self._sequences:
             self._heard_s = now  # an engine without work says nothing
         for index, (one, size) in enumerate(zip(wanted, sizes, strict=True)):
+            hashes, chain = block_hashes(one.prompt, self.ready.block_tokens, self._secret)
             submit = Submit(
                 key=next(self._keys),
                 prompt=one.prompt,
                 max_new=size,
                 sampling=replace(one.sampling, max_new=size),
-                hashes=block_hashes(one.prompt, self.ready.block_tokens, self._secret),
+                hashes=hashes,
+                chain=chain,
                 columns=columns,
             )
             sequence = Sequence(submit, group, index, tenant, ttft_slo_s, tpot_slo_s, now)

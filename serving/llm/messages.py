@@ -25,7 +25,7 @@ class Submit:
         key: names it from now on; never used twice.
         prompt: token ids, shape (tokens,).
         max_new: most output tokens.
-        hashes: one a whole block of the prompt; see Workload.
+        hashes: one a whole block of the prompt; see Workload. chain: what its next block is hashed with.
         columns: of the request as schedulers see it: ttft_slo_s, tpot_slo_s, priority, tenant, session, program.
     """
 
@@ -34,6 +34,7 @@ class Submit:
     max_new: int
     sampling: Sampling
     hashes: I64
+    chain: bytes
     columns: Mapping[str, float]
 
 

@@ -155,16 +155,16 @@ def _overlap(text: str, stop: str) -> int:
     return 0
 
 
-def block_hashes(ids: npt.NDArray[np.int32], block_tokens: int, secret: bytes) -> npt.NDArray[np.int64]:
-    """A hash for each whole block of a prompt, of the block and all before it; shape (tokens // block_tokens,).
+def block_hashes(ids: npt.NDArray[np.int32], block_tokens: int, chain: bytes) -> tuple[npt.NDArray[np.int64], bytes]:
+    """A hash for each whole block of a text, of the block and all before it; shape (tokens // block_tokens,).
 
-    Keyed: who does not know the secret cannot write a prompt that finds the blocks of another text.
+    Keyed: who does not know the secret that the chain begins with cannot write a prompt that finds the blocks of
+    another text. The second result is the chain for what follows the last whole block.
     """
     hashes = np.zeros(len(ids) // block_tokens, np.int64)
-    chain = secret
     raw = np.ascontiguousarray(ids, np.int32).tobytes()
     width = 4 * block_tokens
     for k in range(len(hashes)):
         chain = hashlib.blake2b(raw[k * width : (k + 1) * width], key=chain, digest_size=32).digest()
         hashes[k] = int.from_bytes(chain[:8], "little", signed=True)
-    return hashes
+    return hashes, chain

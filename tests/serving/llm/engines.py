@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +17,11 @@ import numpy.typing as npt
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.executor import Batch, StepResult
 from dispatchgym.envs.llm.profile import Profile
+from dispatchgym.serving.executor.build import make_executor
 from dispatchgym.serving.executor.sampling_params import Sampling
-from dispatchgym.serving.llm.engine_loop import Parts
+from dispatchgym.serving.executor.weights import Model
+from dispatchgym.serving.llm.engine_loop import LiveExecutor, Parts
+from dispatchgym.serving.llm.model import demo_model
 
 VOCABULARY = 260
 END = 256
@@ -111,3 +117,22 @@ def build(
         raise UsageError(refuse)
     settings = EngineConfig(**{"kv_blocks": 256, "max_len": 1024, "max_seqs": 32, "token_budget": 512, **config})
     return Parts(settings, PROFILE, LetterExecutor(GATES.get(gate, Gate()), step_s, crash_file, ends_after))
+
+
+@cache
+def tiny() -> Model:
+    """The demo's model, without an end of text."""
+    made = demo_model()
+    return replace(made, spec=replace(made.spec, stop=()))
+
+
+def build_tiny(executor: str = "plain", **config: Any) -> Parts:
+    """An engine over a tiny model on the CPU; `executor`: which of `EXECUTORS` runs its steps."""
+    settings = EngineConfig(**{"kv_blocks": 256, "max_len": 1024, "max_seqs": 8, "token_budget": 512, **config})
+    return Parts(settings, PROFILE, EXECUTORS[executor](settings))
+
+
+EXECUTORS: dict[str, Callable[[EngineConfig], LiveExecutor]] = {
+    "plain": lambda config: make_executor(tiny(), config),
+    "late": lambda config: make_executor(tiny(), config, late=True),
+}

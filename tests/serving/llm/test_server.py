@@ -147,6 +147,22 @@ def test_a_repeated_prompt_is_found_in_the_prefix_cache(client: openai.OpenAI) -
     assert found == [0, 240]  # a prompt's last block is computed anew: its output comes next
 
 
+def test_the_next_turn_of_a_chat_finds_prompt_and_answer_of_the_last_one(client: openai.OpenAI, live: Live) -> None:
+    messages: Any = [{"role": "user", "content": "a question that nobody has asked before"}]
+    first = client.chat.completions.create(model="letters", messages=messages, max_tokens=90)
+    answer = first.choices[0].message.content
+    messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": "and now?"}]
+    second = client.chat.completions.create(model="letters", messages=messages, max_tokens=5)
+    assert first.usage is not None
+    assert second.usage is not None
+    cached = second.usage.prompt_tokens_details.cached_tokens  # type: ignore[union-attr]
+    known = first.usage.prompt_tokens + 90 - 1  # nothing has been computed of the last token
+    assert cached == known // 16 * 16 > first.usage.prompt_tokens + 64
+    text = f"u:{messages[0]['content']}\na:{answer}\nu:and now?\na:"
+    assert second.choices[0].message.content == letters(text, 5)
+    assert eventually(live.idle)
+
+
 def test_scheduling_fields_come_by_body_or_header_and_bound_the_request(
     live: Live, http: httpx.Client, client: openai.OpenAI
 ) -> None:
@@ -283,7 +299,7 @@ def test_probes(http: httpx.Client) -> None:
 
 
 def test_bounds_are_met_by_the_first_tokens_time_and_the_mean_of_those_after_it() -> None:
-    submit = Submit(1, np.zeros(3, np.int32), 5, Sampling(5), np.zeros(0, np.int64), {})
+    submit = Submit(1, np.zeros(3, np.int32), 5, Sampling(5), np.zeros(0, np.int64), b"", {})
     one = Sequence(submit, Group(), 0, "t", ttft_slo_s=1.0, tpot_slo_s=0.5, arrived_s=10.0)
     one.first_s, one.last_s, one.generated = 11.0, 13.0, 5  # four gaps in two seconds
     assert (one.tpot_s, one.in_time) == (0.5, True)
