@@ -11,6 +11,10 @@ from contextlib import contextmanager
 
 import uvicorn
 
+KEEP_ALIVE_S = 75
+"""Of connections that nobody uses. Longer than clients keep theirs (httpx 5 s, which is also uvicorn's own; aiohttp
+15 s): who sends a request into a connection that the server is just closing never gets an answer."""
+
 
 class HttpServer(uvicorn.Server):
     """uvicorn that ends without passing the signal on, so that what is open is written down."""

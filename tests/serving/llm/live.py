@@ -17,6 +17,7 @@ import uvicorn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from dispatchgym.serving.http_server import KEEP_ALIVE_S
 from dispatchgym.serving.llm.access import LlmGate, RateLimits
 from dispatchgym.serving.llm.admin import SchedulerAdmin
 from dispatchgym.serving.llm.asking import Asking
@@ -135,8 +136,9 @@ def serving(
             asking = Asking(frontend, language(), "letters", rates or lax, deadline_s)
             app = build_app(asking, SchedulerAdmin(frontend, **(admin or {})), access or LlmGate())
             config = uvicorn.Config(
-                app, host="127.0.0.1", port=0, loop="asyncio", lifespan="off", log_config=None, access_log=False
-            )
+                app, host="127.0.0.1", port=0, loop="asyncio", lifespan="off", log_config=None, access_log=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+            )  # fmt: skip
             server = uvicorn.Server(config)
             servers.append(server)
             task = asyncio.create_task(server.serve())

@@ -290,3 +290,27 @@ def test_a_policy_that_stalls_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -
             return bool(live.frontend.last.faults["busy"] == before)  # type: ignore[union-attr]
 
         assert eventually(is_asked_again)
+
+
+def test_an_engine_that_ends_while_a_scheduler_is_being_loaded_rings_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bell's number may be another file's by then."""
+    begun, go_on, loaded = threading.Event(), threading.Event(), threading.Event()
+    known = schedulers.load_scheduler
+
+    def load(name: str) -> Loaded:
+        if name == "vllm":
+            return known(name)
+        begun.set()
+        assert go_on.wait(60)
+        loaded.set()
+        return Loaded(name, "", Vllm(), Vllm())
+
+    monkeypatch.setattr("dispatchgym.serving.llm.engine_loop.load_scheduler", load)
+    with serving() as live:
+        asyncio.run_coroutine_threadsafe(live.frontend.switch("slow"), live.loop)
+        assert begun.wait(60)
+    go_on.set()
+    assert loaded.wait(60)
+    for thread in threading.enumerate():
+        if thread.name == "load scheduler":
+            thread.join(60)
