@@ -14,7 +14,7 @@ from dispatchgym.envs.api import InvalidPlanError, UsageError
 from dispatchgym.envs.llm.apply import FLOATS, IDLE, INTS, OVERSLEPT, REPAIRS, apply, gather, queue
 from dispatchgym.envs.llm.arrivals import arrive, begin, enter, next_epoch
 from dispatchgym.envs.llm.batching import BatchingRule, rescue
-from dispatchgym.envs.llm.executor import Executor, SimulatedExecutor, batch_of
+from dispatchgym.envs.llm.executor import Attentive, Executor, SimulatedExecutor, batch_of
 from dispatchgym.envs.llm.grants import NO_ORDER, NOBODY, end, grant
 from dispatchgym.envs.llm.jumps import hold_on
 from dispatchgym.envs.llm.ledger import name_text, pin, unpin
@@ -57,11 +57,13 @@ class Engine:
     """Asks a policy for a plan at every step boundary, and carries it out.
 
     With a `clock` it serves live: time comes from there, requests from `submit`, and a plan that waits returns at once,
-    for the caller to sleep until `wait_until_s` or the next request.
+    for the caller to sleep until `wait_until_s` or the next request. There, `has_arrived` says in the middle of a step
+    whether a request has come that has not been submitted yet: it stops interruptible steps on an `Attentive` executor.
 
     Attributes:
         state: the arrays; nobody but the engine writes them.
         wait_until_s: the time that the last plan waits for, -inf if it made a step.
+        interrupted: the last step was stopped in the middle.
         decisions: plans asked for.
         policy_s: CPU seconds that the policy took.
     """
@@ -75,9 +77,12 @@ class Engine:
         executor: Executor | None = None,
         strict: bool = False,
         clock: Callable[[], float] | None = None,
+        has_arrived: Callable[[], bool] | None = None,
     ) -> None:
         self.state = state
         self._clock = clock
+        self._has_arrived = has_arrived
+        self._attentive = executor if isinstance(executor, Attentive) else None
         self._free_ids: list[int] = []
         self._serial = int(state.eng["num"][0])
         self._stepped_s = -np.inf
@@ -91,7 +96,7 @@ class Engine:
         self._simulated = SimulatedExecutor(state, spec.profile.segments, spec.profile.pause_s)
         self._counts = np.zeros(len(REPAIRS), np.int64)
         self._first = np.full(3, -1, np.int64)
-        self._interrupted = False
+        self.interrupted = False
         self._texts: dict[int, I64] = {}
 
     @property
@@ -137,7 +142,7 @@ class Engine:
                 pin(s, p.request, p.tokens, float(e["now"]) + p.seconds)
             else:
                 unpin(s, p.request)
-        self._interrupted = False
+        self.interrupted = False
         self.wait_until_s = -np.inf
         self._first[:] = -1
         begin(s)
@@ -192,18 +197,22 @@ class Engine:
 
     def _make_step(self, interruptible: bool) -> None:
         s, e = self.state, self.state.eng[0]
+        may_stop = interruptible and e["decodes"] == 0
         interrupt_s = np.inf
-        if interruptible and e["decodes"] == 0 and e["next"] < e["num"]:
+        if may_stop and e["next"] < e["num"]:
             interrupt_s = float(s.req["arrival_s"][e["next"]] - e["now"])
         if self._executor is None:
             result = self._simulated.run(None, interrupt_s)
         else:
-            result = self._executor.run(batch_of(s), interrupt_s)
+            if may_stop and self._has_arrived is not None and self._attentive is not None:
+                result = self._attentive.run_until(batch_of(s), self._has_arrived)
+            else:
+                result = self._executor.run(batch_of(s), interrupt_s)
             rows = s.batch[: e["batch"]]
             rows["emitted"], rows["stopped"] = result.emitted, result.stopped
+        self.interrupted = result.segments_done is not None
         if result.segments_done is not None:
             interrupt_step(s, result.duration_s, result.left_s, result.segments_done)
-            self._interrupted = True
         else:
             finish_step(s, result.duration_s)
         self._stepped_s = float(e["now"])
@@ -323,8 +332,8 @@ class Engine:
         known = int(q["hashed"]) // size
         if known + len(hashes) > int(q["hash_count"]):
             raise UsageError(
-                f"request {request}: {known} + {len(hashes)} hashes, and room for {int(q['hash_count'])}; it grows only "
-                "if it was submitted so"
+                f"request {request}: {known} + {len(hashes)} hashes, and room for {int(q['hash_count'])}; it grows "
+                "only if it was submitted so"
             )
         first = int(q["hash_at"]) + known
         s.hashes[first : first + len(hashes)] = hashes
@@ -377,7 +386,7 @@ class Engine:
             max_preemptions=int(e["max_preemptions"]),
             history=history,
             finished=known,
-            interrupted=self._interrupted,
+            interrupted=self.interrupted,
             texts=texts,
             oracle=oracle,
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +82,14 @@ def batch_of(s: State) -> Batch:
     for column in columns:
         column.flags.writeable = False
     return Batch(*columns, group=group, segments_done=0 if group == NONE else int(s.group["segments"][group]))
+
+
+@runtime_checkable
+class Attentive(Executor, Protocol):
+    """An executor that looks up from a pass, for engines that do not know when the next request comes."""
+
+    def run_until(self, batch: Batch, has_arrived: Callable[[], bool]) -> StepResult:
+        """Run the batch, but stop at the first segment boundary at which somebody has arrived."""
 
 
 class SimulatedExecutor:

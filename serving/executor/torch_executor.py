@@ -223,16 +223,29 @@ class TorchExecutor:
         Raises:
             UsageError: a request that is not known.
         """
+        return self._run(batch, interrupt_s, None)
+
+    def run_until(self, batch: Batch, has_arrived: Callable[[], bool]) -> StepResult:
+        """Run the batch; see Attentive.
+
+        Raises:
+            UsageError: a request that is not known.
+        """
+        return self._run(batch, np.inf, has_arrived)
+
+    def _run(self, batch: Batch, interrupt_s: float, has_arrived: Callable[[], bool] | None) -> StepResult:
         began = time.perf_counter()
         if self._fast is not None and batch.group == NONE and not self._paused:
             idle = self._pending is not None and self._pending.is_here()
             plain = self._fast.start(batch)
             if plain is not None:
                 return self._go_on(plain, began, idle)
-        return self._run_pass(batch, began, interrupt_s)
+        return self._run_pass(batch, began, interrupt_s, has_arrived)
 
     @torch.inference_mode()
-    def _run_pass(self, batch: Batch, began: float, interrupt_s: float) -> StepResult:
+    def _run_pass(
+        self, batch: Batch, began: float, interrupt_s: float, has_arrived: Callable[[], bool] | None
+    ) -> StepResult:
         """Start a forward pass, or go on with a paused one."""
         self._move(batch)
         if batch.group != NONE:
@@ -241,7 +254,7 @@ class TorchExecutor:
                 del self._paused[request]
         else:
             work = self._assemble(batch)
-        if not self._run_segments(work, began + interrupt_s):
+        if not self._run_segments(work, began + interrupt_s, has_arrived):
             self._paused.update(dict.fromkeys(work.rows.request.tolist(), work))
             nothing = np.zeros(len(batch.request), np.int32)
             seconds = self._clock.waited(began)
@@ -357,22 +370,25 @@ class TorchExecutor:
             self.slots.place(there[at_who:])
         return unpack(there[:at_cells], self.slots.table, step)
 
-    def _run_segments(self, work: _Pass, until: float) -> bool:
+    def _run_segments(self, work: _Pass, until: float, has_arrived: Callable[[], bool] | None) -> bool:
         """Go on with a forward pass; False if it was told to pause before its end."""
+        may_pause = until < np.inf or has_arrived is not None
         if work.hidden is None and self._passes is not None:
             host = work.inputs.host
-            if until == np.inf or len(host.ids) <= SHORT:
+            if not may_pause or len(host.ids) <= SHORT:
                 work.hidden = self._passes.run(host)
             if work.hidden is not None:
                 work.segment = self.model.spec.segments
                 return True
         if work.hidden is None:
             work.hidden = self.decoder.begin(work.inputs, self.slots.newest)
-        pace = Pace(self.model.device) if until < np.inf else None
+        pace = Pace(self.model.device) if may_pause else None
         while work.segment < self.model.spec.segments:
             self.decoder.run_segment(work.segment, work.hidden, work.inputs)
             work.segment += 1
-            if pace is not None and work.segment < self.model.spec.segments and pace.now_s() >= until:
+            if pace is None or work.segment == self.model.spec.segments:
+                continue
+            if pace.now_s() >= until or (has_arrived is not None and has_arrived()):
                 return False
         return True
 

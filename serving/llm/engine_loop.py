@@ -9,7 +9,9 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
@@ -29,7 +31,18 @@ from dispatchgym.envs.llm.state import ENDED
 from dispatchgym.envs.llm.workload import Workload
 from dispatchgym.envs.registry import Registry
 from dispatchgym.serving.executor.sampling_params import Sampling
-from dispatchgym.serving.llm.messages import Cancel, Failed, Output, Ready, Refused, Step, Submit, Switch, Switched
+from dispatchgym.serving.llm.messages import (
+    Cancel,
+    Failed,
+    Output,
+    Ready,
+    Refused,
+    Step,
+    Submit,
+    Switch,
+    Switched,
+    ToEngine,
+)
 from dispatchgym.serving.llm.recorder import Recorder
 from dispatchgym.serving.llm.schedulers import Loaded, load_scheduler, rehearse
 from dispatchgym.serving.llm.seat import Seat
@@ -103,6 +116,7 @@ class EngineLoop:
 
     def __init__(self, connection: Connection, parts: Parts, recipe: Recipe, clock: Callable[[], float]) -> None:
         self._connection = connection
+        self._inbox: deque[ToEngine] = deque()  # what came in the middle of a step
         self._executor = parts.executor
         self._clock = clock
         none = np.zeros(0, np.int32)
@@ -111,7 +125,9 @@ class EngineLoop:
         spec = EngineSpec(parts.config, parts.profile, int(state.eng["kv_blocks"][0]), slo_kind="mean")
         first = load_scheduler(recipe.scheduler)
         rehearse(first, spec)
-        self.engine = Engine(state, first.policy, spec, executor=parts.executor, clock=clock)
+        self.engine = Engine(
+            state, first.policy, spec, executor=parts.executor, clock=clock, has_arrived=self._has_arrived
+        )
         self.seat = Seat(self.engine, first, recipe.budget_s, recipe.most_faults)
         self._sequences: dict[int, _Sequence] = {}  # by the engine's number
         self._numbers: dict[int, int] = {}  # by key
@@ -159,6 +175,9 @@ class EngineLoop:
 
     def _listen(self, pause_s: float | None) -> bool:
         """Do what has been asked meanwhile, waiting up to `pause_s` for it (None: for ever); False at the end."""
+        while self._inbox:
+            self._obey(self._inbox.popleft())
+            pause_s = 0.0
         while ready := wait([self._connection, self._bell_read], pause_s):
             pause_s = 0.0
             if self._bell_read in ready:
@@ -171,7 +190,14 @@ class EngineLoop:
                     return False
         return True
 
-    def _obey(self, message: Submit | Cancel | Switch) -> None:
+    def _has_arrived(self) -> bool:
+        """In the middle of a step: a request has come. What is asked is done after it, or once it has stopped."""
+        with suppress(EOFError, ConnectionResetError):  # the end is for `_listen` to see
+            while self._connection.poll():
+                self._inbox.append(self._connection.recv())
+        return any(isinstance(message, Submit) for message in self._inbox)
+
+    def _obey(self, message: ToEngine) -> None:
         if isinstance(message, Submit):
             self._submit(message)
         elif isinstance(message, Cancel):
@@ -253,6 +279,7 @@ class EngineLoop:
         self._owes_news = False
         e = engine.state.eng[0]
         ran = int(e["steps"]) > before
+        is_whole = ran and not engine.interrupted
         rows = engine.state.batch[: int(e["prefills"] + e["decodes"])] if ran else engine.state.batch[:0]
         if self._recorder is not None and view is not None:
             self._recorder.decision(view, self.seat, rows)
@@ -262,10 +289,11 @@ class EngineLoop:
             Step(
                 outputs=tuple(outputs),
                 started=tuple(started),
-                prefill_tokens=int(e["prefill_tokens"]) if ran else 0,
-                decode_tokens=int(e["decode_tokens"]) if ran else 0,
-                prefills=int(e["prefills"]) if ran else 0,
-                decodes=int(e["decodes"]) if ran else 0,
+                is_interrupted=ran and engine.interrupted,
+                prefill_tokens=int(e["prefill_tokens"]) if is_whole else 0,
+                decode_tokens=int(e["decode_tokens"]) if is_whole else 0,
+                prefills=int(e["prefills"]) if is_whole else 0,
+                decodes=int(e["decodes"]) if is_whole else 0,
                 running=int(e["running"]),
                 waiting=int(e["waiting"]),
                 free_blocks=int(e["free"]),

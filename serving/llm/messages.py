@@ -97,6 +97,7 @@ class Step:
     Attributes:
         outputs: of sequences that put something out or ended.
         started: sequences that were scheduled for the first time.
+        is_interrupted: it was stopped in the middle, for a request that came; it counts when it has gone on to its end.
         prefill_tokens, decode_tokens, prefills, decodes: of the step.
         running, waiting, free_blocks: after it.
         preemptions: so far. repairs, faults: kind -> times so far.
@@ -106,6 +107,7 @@ class Step:
 
     outputs: tuple[Output, ...]
     started: tuple[int, ...]
+    is_interrupted: bool
     prefill_tokens: int
     decode_tokens: int
     prefills: int

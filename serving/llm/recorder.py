@@ -9,7 +9,8 @@ A folder of files `transitions-NNNNNNNN.npz`, each of up to `SHARD` decisions, r
     grants (request, tokens), preempt (request, 0 recompute, 1 swap, 2 pause), drop (request), each with its ptr
     wait_until_s                           nan where the plan did not wait
     ordered                                1 where a policy gave a plan; a rule inside the engine gives none
-    batch (request, start, tokens, output) what the step ran, with its ptr
+    batch (request, start, tokens, output) what the step ran, with its ptr; one that an arrival stopped in the middle
+                                           puts out nothing, and is there again whenever it goes on
     ended                                  requests that ended, as meta's "ended" names them; `ended_at`: after
                                            which decision
     meta                                   JSON

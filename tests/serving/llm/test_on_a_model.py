@@ -1,8 +1,9 @@
-"""The live engine over a real, tiny model on the CPU: what it says, and what it finds in its prefix cache."""
+"""The live engine over a real, tiny model on the CPU: what it says, what its cache finds, how it pauses."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -11,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from dispatchgym.serving.executor.model import Decoder
 from dispatchgym.serving.executor.sampling_params import Sampling
-from dispatchgym.serving.llm.engine_loop import Recipe
+from dispatchgym.serving.llm.engine_loop import EngineLoop, Recipe
 from dispatchgym.serving.llm.frontend import Frontend
 from dispatchgym.serving.llm.messages import Output
 from dispatchgym.serving.llm.metrics import LlmMetrics
@@ -135,3 +137,133 @@ def test_a_request_that_was_preempted_does_not_count_what_it_finds_again_as_cach
     assert served.frontend.last is not None
     assert served.frontend.last.preemptions > 0
     assert [cached for _, cached in found] == [0] * 4
+
+
+# --- arrivals in the middle of a step ---
+
+
+class Pauses:
+    """Lets a test ask something in the middle of the first interruptible step, and counts segments run.
+
+    Attributes:
+        begun: the step is at its first segment boundary, where it stays until a request has come.
+        segments: that passes over `LONG` tokens have run.
+    """
+
+    LONG = 400
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun = threading.Event()
+        self.segments: list[int] = []
+        look, run = EngineLoop._has_arrived, Decoder.run_segment
+
+        def has_arrived(loop: EngineLoop) -> bool:
+            if not self.begun.is_set():
+                self.begun.set()
+                while not look(loop):
+                    assert loop._connection.poll(60)
+            return look(loop)
+
+        def run_segment(decoder: Decoder, segment: int, hidden: Any, inputs: Any) -> None:
+            if len(inputs.host.ids) == self.LONG:
+                self.segments.append(segment)
+            run(decoder, segment, hidden, inputs)
+
+        monkeypatch.setattr(EngineLoop, "_has_arrived", has_arrived)
+        monkeypatch.setattr(Decoder, "run_segment", run_segment)
+
+    async def in_the_middle(self) -> None:
+        assert await asyncio.to_thread(self.begun.wait, 60)
+
+
+def interruptions(served: Served) -> int:
+    lines = served.frontend.metrics.text().decode().splitlines()
+    (line,) = [line for line in lines if line.startswith("dispatchgym:steps_interrupted_total")]
+    return int(float(line.split()[-1]))
+
+
+def plainly(*asked: tuple[I32, int]) -> list[list[int]]:
+    """What is said under a scheduler that interrupts nothing."""
+    served = Served()
+
+    async def one_by_one() -> Any:
+        return [(await served.text(*each))[0] for each in asked]
+
+    found: list[list[int]] = served.run(one_by_one())
+    assert interruptions(served) == 0
+    return found
+
+
+@pytest.mark.parametrize("executor", ["plain", "late"])
+@pytest.mark.parametrize("scheduler", ["flow-prefill", "bundle:llm-engine"])
+def test_an_urgent_request_stops_a_long_prompt_in_the_middle_which_then_goes_on(
+    monkeypatch: pytest.MonkeyPatch, scheduler: str, executor: str
+) -> None:
+    long, urgent = prompts(5, Pauses.LONG, 30)
+    pauses = Pauses(monkeypatch)
+    served = Served(scheduler, executor=executor)
+
+    async def both() -> Any:
+        patient = served.ask(long, 20, 1000.0)
+        await pauses.in_the_middle()
+        hasty = served.ask(urgent, 20, 0.01 if scheduler.startswith("bundle") else 100.0)
+        found = await asyncio.gather(whole(patient), whole(hasty))
+        return found, patient.sequences[0], hasty.sequences[0]
+
+    found, patient, hasty = served.run(both())
+    assert interruptions(served) == 1
+    assert hasty.first_s < patient.first_s or scheduler.startswith("bundle")
+    assert pauses.segments == [0, 1, 2, 3]  # nothing of the long prompt has been run twice
+    assert served.frontend.metrics.composition["prefill_tokens"] == len(long) + len(urgent)
+    assert [said for said, _ in found] == plainly((long, 20), (urgent, 20))
+
+
+def test_a_stopped_prompt_may_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    long, urgent = prompts(6, Pauses.LONG, 30)
+    pauses = Pauses(monkeypatch)
+    served = Served("flow-prefill")
+
+    async def leave() -> Any:
+        patient = served.ask(long, 20, 1000.0)
+        await pauses.in_the_middle()
+        served.frontend.cancel(patient)
+        said = await served.text(urgent, 20, ttft_slo_s=100.0)
+        return [said[0], (await served.text(long, 20))[0]]
+
+    found = served.run(leave())
+    assert interruptions(served) == 1
+    assert pauses.segments == [0, 0, 1, 2, 3]
+    assert found == plainly((urgent, 20), (long, 20))
+
+
+def test_another_scheduler_goes_on_with_what_was_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    long, urgent = prompts(7, Pauses.LONG, 30)
+    pauses = Pauses(monkeypatch)
+    served = Served("flow-prefill")
+
+    async def switch() -> Any:
+        patient = served.ask(long, 20, 1000.0)
+        await pauses.in_the_middle()
+        hasty = served.ask(urgent, 40, 100.0)
+        await served.frontend.switch("vllm")
+        return await asyncio.gather(whole(patient), whole(hasty))
+
+    found = served.run(switch())
+    assert [said for said, _ in found] == plainly((long, 20), (urgent, 40))
+    assert interruptions(served) == 1
+
+
+@pytest.mark.parametrize("scheduler", ["flow-prefill", "bundle:llm-engine"])
+def test_prompts_that_come_at_any_time_say_what_they_would_alone(scheduler: str) -> None:
+    rng = np.random.default_rng(8)
+    asked = [(prompt, 12) for prompt in prompts(8, *rng.integers(200, 900, 12).tolist())]
+    served = Served(scheduler, executor="late")
+
+    async def crowd() -> Any:
+        groups = []
+        for prompt, count in asked:
+            groups.append(served.ask(prompt, count, float(rng.uniform(0.01, 10))))
+            await asyncio.sleep(0.01 * rng.random())
+        return await asyncio.gather(*(whole(group) for group in groups))
+
+    assert [said for said, _ in served.run(crowd())] == plainly(*asked)
