@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import numpy.typing as npt
+
 from dispatchgym.envs.llm.profile import Profile
 
 
@@ -22,6 +25,19 @@ def prefill_s(profile: Profile, tokens: int, chunk: int, start: int = 0) -> floa
         )
         total += max(work, profile.host_s) + profile.rebuild_s
         start, tokens = start + n, tokens - n
+    return total
+
+
+def prefills_s(profile: Profile, tokens: npt.NDArray[np.int64], chunk: int) -> npt.NDArray[np.float64]:
+    """`prefill_s` of each, to the last bit, shape (requests,)."""
+    p, left, start = profile, tokens, 0
+    total = np.zeros(len(tokens))
+    while (reading := left > 0).any():
+        n = np.minimum(left, chunk)
+        work = p.base_s + np.maximum(p.weights_s, p.token_s * n) + p.row_s
+        work = work + p.pair_s * (n * start + n * (n + 1) / 2) + p.context_s * start + p.chunk_s
+        total[reading] += (np.maximum(work, p.host_s) + p.rebuild_s)[reading]
+        start, left = start + chunk, left - n
     return total
 
 

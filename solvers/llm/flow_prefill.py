@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan
-from dispatchgym.solvers.llm.costs import prefill_s
+from dispatchgym.solvers.llm.costs import prefill_s, prefills_s
 from dispatchgym.solvers.llm.filling import Filling
 from dispatchgym.solvers.llm.peak import Numbers
 
@@ -45,7 +45,7 @@ class FlowPrefill:
         """Of the running and the waiting; the highest goes first."""
         result = []
         for table in (view.running, view.waiting):
-            total = np.array([self._predict(n) for n in table.known.tolist()])
+            total = prefills_s(self._profile, table.known, self._chunk)
             slack = table.deadline_s - view.now_s - np.maximum(total - table.service_s, 0)
             result.append(np.where(slack >= 0, 1.0, -1.0) / table.deadline_s)
         return result[0], result[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan
-from dispatchgym.solvers.llm.costs import prefill_s
+from dispatchgym.solvers.llm.costs import prefills_s
 from dispatchgym.solvers.llm.filling import Filling
 
 
@@ -32,7 +32,7 @@ class LeastSlack:
         fill.decode()
         fill.read_all()
         waiting, budget = view.waiting, self._spec.config.token_budget
-        read_s = np.array([prefill_s(self._spec.profile, n, budget) for n in waiting.left.tolist()])
+        read_s = prefills_s(self._spec.profile, waiting.left, budget)
         slack = waiting.deadline_s - view.now_s - read_s
         if self.hopeless_last:
             slack = np.where(slack < 0, 1e12 + slack, slack)

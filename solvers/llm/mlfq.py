@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan, RequestTable
-from dispatchgym.solvers.llm.costs import prefill_s
+from dispatchgym.solvers.llm.costs import prefills_s
 from dispatchgym.solvers.llm.identity import Who, who
 from dispatchgym.solvers.llm.peak import Numbers
 from dispatchgym.solvers.llm.ranked import ranked_step
@@ -62,7 +62,7 @@ class Mlfq:
     def _level(self, table: RequestTable) -> Numbers:
         """Number of the queue that each request is in, 0 the highest."""
         budget = self._spec.config.token_budget
-        first = np.array([prefill_s(self._spec.profile, n, budget) for n in table.known.tolist()])
+        first = prefills_s(self._spec.profile, table.known, budget)
         before = np.array([self._before.get(each, 0.0) for each in who(table)])
         service = np.maximum(first, table.service_s - before)
         level = np.ceil(np.log2(np.maximum(service / self.quantum_s, 1.0)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan
-from dispatchgym.solvers.llm.costs import prefill_s
+from dispatchgym.solvers.llm.costs import prefills_s
 from dispatchgym.solvers.llm.filling import Filling
 from dispatchgym.solvers.llm.moore import moore
 from dispatchgym.solvers.llm.peak import Numbers, peak_tokens
@@ -74,7 +74,7 @@ class Oracle:
         output = np.concatenate([view.oracle.running_output[reading], view.oracle.waiting_output])
         if not len(left):
             return
-        cost = np.array([prefill_s(self._spec.profile, n, budget) for n in left.tolist()])
+        cost = prefills_s(self._spec.profile, left, budget)
         order = self._order(view, due, output, cost)
         held = running.known.astype(np.float64)
         more = (view.oracle.running_output - running.generated).astype(np.float64)

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from dispatchgym.envs.api import UnknownNameError, UsageError
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.policy import Pin
+from dispatchgym.envs.llm.profile import load_profile, profile_names
 from dispatchgym.envs.llm.record import FINISHED
 from dispatchgym.envs.llm.simulate import simulate
 from dispatchgym.envs.llm.workload import Workload
 from dispatchgym.solvers.llm.andes import Andes
 from dispatchgym.solvers.llm.batch_llm import BatchLlm
-from dispatchgym.solvers.llm.costs import decode_s, prefill_s
+from dispatchgym.solvers.llm.costs import decode_s, prefill_s, prefills_s
 from dispatchgym.solvers.llm.exspec import EqSpec, ExSpec
 from dispatchgym.solvers.llm.flow_prefill import FlowPrefill
 from dispatchgym.solvers.llm.laps import Laps
@@ -212,6 +213,10 @@ def test_expected_times() -> None:
         0.001 + 600 * 2e-5 + 600 * 601 / 2 * 1e-9 + 0.001 + 400 * 2e-5 + (400 * 600 + 400 * 401 / 2) * 1e-9 + 600 * 3e-8
     )
     assert decode_s(PROFILE, 4, 1000) == pytest.approx(0.005 + 1000 * 3e-8)
+    tokens = np.random.default_rng(0).integers(0, 5000, 300)
+    for name in profile_names():
+        profile = load_profile(name)
+        assert prefills_s(profile, tokens, 512).tolist() == [prefill_s(profile, n, 512) for n in tokens.tolist()]
 
 
 def test_flow_prefill_puts_the_feasible_first() -> None:
