@@ -99,7 +99,7 @@ e2e-kubernetes: setup ## run rules and a shipped bundle against a real control p
 	@$(BIN)/python -m tests.e2e.kubernetes.run --binaries "$(KUBERNETES)/bin" $(E2E_ARGS)
 
 soak-llm: setup ## half an hour of traffic through the LLM server: memory flat, no block lost (DISPATCHGYM_SOAK_S)
-	@$(BIN)/pytest -s -m slow tests/serving/llm/test_soak.py
+	@$(BIN)/pytest -s -p no:logging -m slow tests/serving/llm/test_soak.py
 
 docs: setup ## build the documentation into site/
 	@$(BIN)/mkdocs build --strict 2>&1 | sed '/^INFO/d'
