@@ -29,6 +29,12 @@ class Interruptions:
         self._rest_s: dict[Members, float] = {}
         self._last: tuple[Members, float, float] | None = None  # the step that was planned, when, how long it takes
 
+    @staticmethod
+    def prepare(sight: Sight) -> None:
+        """Compile what is rarely needed, before anybody waits for it."""
+        made_late(sight, -1, 0.0, BRIEF)
+        step_of_plan(sight)
+
     def going_on(self, sight: Sight, view: EngineView) -> Grants | None:
         """A plan that goes on with a stopped step, or None if the choices decide. `sight` shows the view."""
         open_steps = self._open(view)

@@ -79,6 +79,7 @@ class ChoicePolicy:
         """A new run begins."""
         self._spec = spec
         self._interruptions = Interruptions()
+        self._interruptions.prepare(self._sight)
         self._sight.head["passed"] = 0
 
     def decide(self, view: EngineView) -> Plan:
