@@ -87,9 +87,7 @@ class LlmMetrics:
         self._step_tokens = histogram("vllm:iteration_tokens_total", "Tokens of a step.", _TOKENS)
 
         self._steps = counter("dispatchgym:steps", "Engine steps.").labels(model)
-        self._interrupted = counter("dispatchgym:steps_interrupted", "Stopped by arrivals.").labels(
-            model
-        )
+        self._interrupted = counter("dispatchgym:steps_interrupted", "Stopped by arrivals.").labels(model)
         self._step_s = histogram("dispatchgym:step_seconds", "Of a step, decision included.", _GAP_S)
         self._policy_s = histogram("dispatchgym:policy_seconds", "Of a decision.", _POLICY_S)
         self._repairs = counter("dispatchgym:plan_repairs", "Changes that the engine made to plans.", "kind")
