@@ -7,9 +7,9 @@ from __future__ import annotations
 import numpy as np
 
 from dispatchgym.envs.compiled import compiled, inlined
-from dispatchgym.envs.llm.columns import BRIEF, Choices, name_of, write_engine, write_request
+from dispatchgym.envs.llm.columns import Choices, brief_s, name_of, write_engine, write_request
 from dispatchgym.envs.llm.graph import ADMIT, MERIT, PREEMPT, READ, RUN, WAIT
-from dispatchgym.envs.llm.outlook import has_turn
+from dispatchgym.envs.llm.outlook import has_turn, slack_s
 from dispatchgym.envs.llm.sight import (
     CACHED,
     FREE,
@@ -19,6 +19,7 @@ from dispatchgym.envs.llm.sight import (
     fitting,
     known,
     seconds,
+    spare_s,
     start_of,
 )
 from dispatchgym.envs.llm.state import float64, int64
@@ -37,7 +38,7 @@ def list_choices(sight: Sight, choices: Choices) -> None:
     e = choices.engine
     e[0] = np.log1p(float64(h.decodes)) / 6.0
     e[1] = 1.0 - h.budget / float64(h.token_budget)
-    e[2] = np.log1p(now_s / h.unit_s)
+    e[2] = np.log1p(now_s / (h.floor_s if h.prefills > 0 else h.unit_s))
     e[3] = min(1.0, now_s / h.limit_s)
     e[4] = h.late / max(1.0, float64(h.decodes))
     e[5] = 1.0 - max(int64(0), int64(h.free)) / float64(h.kv_blocks)
@@ -46,6 +47,10 @@ def list_choices(sight: Sight, choices: Choices) -> None:
     e[8] = h.places / float64(max(h.all_places, int64(1)))
     e[9] = e[2] if h.decodes == 0 else 0.0
     e[10] = h.hopeful
+    e[11] = h.dropping
+    e[12] = min(1.0, spare_s(sight, now_s) / now_s)
+    e[13] = np.log1p(h.floor_s / h.unit_s)
+    _find_next_late(sight, now_s)
     turn = has_turn(sight)
     if turn and _list_overdue(sight, choices, now_s):
         return
@@ -63,7 +68,7 @@ def list_choices(sight: Sight, choices: Choices) -> None:
             most = min(known(sight, k) - start, int64(h.budget))
             least = min(most, int64(LEAST_PIECE))
             fit = min(most, fitting(sight, start, h.limit_s))
-            brief = min(fit, fitting(sight, start, BRIEF * h.unit_s))
+            brief = min(fit, fitting(sight, start, brief_s(sight)))
             tokens = brief if length == 0 else (fit if length == 1 else most)
             shorter = int64(0) if length == 0 else (brief if length == 1 else fit)
             if tokens >= least and (tokens > shorter or shorter < least):
@@ -79,6 +84,24 @@ def list_choices(sight: Sight, choices: Choices) -> None:
         write_engine(choices, int64(RUN))
     elif h.running == 0 and h.waiting > 0 and choices.size[0] > 0:
         write_engine(choices, int64(WAIT))
+
+
+@inlined
+def _find_next_late(sight: Sight, now_s: float) -> None:
+    """Of those not in the plan that are in time if it runs as it is, in how long the first and the second are not."""
+    h = sight.head[0]
+    h.late_who, h.late_s, h.later_s = int64(-1), np.inf, np.inf
+    for i in range(h.listed):
+        k = sight.listed[i]
+        if sight.mark[k] != FREE:
+            continue
+        slack = slack_s(sight, k)
+        if slack < now_s:
+            continue
+        if slack < h.late_s:
+            h.late_who, h.later_s, h.late_s = int64(k), h.late_s, slack
+        elif slack < h.later_s:
+            h.later_s = slack
 
 
 @inlined

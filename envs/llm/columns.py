@@ -24,16 +24,18 @@ from dispatchgym.envs.llm.sight import (
     TENANT,
     TTFT,
     Sight,
+    alone_s,
     blocks_of,
+    host_s,
     known,
     peak_with,
     seconds,
     start_of,
 )
-from dispatchgym.envs.llm.state import F32, F64, I32, I64, float64, int64
+from dispatchgym.envs.llm.state import F32, F64, I32, I64, REBUILD_S, float64, int64
 
 BRIEF = 4.0
-"""Shortest steps that a step with a brief piece takes at most."""
+"""Shortest steps that a step with a brief piece takes at most, unless the host takes longer."""
 
 NO_REQUEST = -1
 
@@ -63,6 +65,12 @@ def new_choices(most: int, weights: Any) -> Choices:
     )  # fmt: skip
 
 
+@inlined
+def brief_s(sight: Sight) -> float:
+    """Time of a step with a brief piece at most."""
+    return max(BRIEF * sight.head[0].unit_s, host_s(sight) + sight.cost[REBUILD_S])
+
+
 @compiled
 def write_request(sight: Sight, choices: Choices, kind: int, k: int, tokens: int, now_s: float) -> None:
     h = sight.head[0]
@@ -80,11 +88,16 @@ def write_request(sight: Sight, choices: Choices, kind: int, k: int, tokens: int
     then_s = seconds(sight, tokens, start)
     if kind != PREEMPT:
         x[5] = 1.0 if then_s > h.limit_s * (1 + 1e-9) else 0.0
-        x[6] = 1.0 if then_s <= BRIEF * unit * (1 + 1e-9) else 0.0
+        x[6] = 1.0 if then_s <= brief_s(sight) * (1 + 1e-9) else 0.0
         x[7] = 1.0 if tokens == left else 0.0
         x[8] = tokens / float64(h.token_budget)
         x[9] = np.log1p(max(0.0, then_s - now_s) / unit)
         x[10] = np.log1p(work / unit)
+        x[31] = max(-1.0, min(1.0, 1.0 - (then_s - now_s) / alone_s(sight, tokens, start)))
+        x[33] = 1.0 if now_s <= h.due_s < then_s else 0.0
+        x[34] = float64(sight.dropped[k])
+        x[35] = np.log1p(sight.ahead[k] / unit)
+        x[36] = 1.0 if then_s > (h.later_s if h.late_who == k else h.late_s) else 0.0
     ttft = sight.f[TTFT, k]
     waited = now - sight.f[ARRIVAL, k]
     if out == 0:
@@ -95,6 +108,7 @@ def write_request(sight: Sight, choices: Choices, kind: int, k: int, tokens: int
             x[13] = max(-1.0, min(1.0, slack / ttft))
             x[14] = np.log1p(max(slack, 0.0) / unit)
             x[15] = 1.0 if 0.0 <= slack < 8.0 * unit else 0.0
+            x[32] = np.log1p(max(ttft - waited, 0.0) / unit)
     else:
         x[12] = 1.0 if is_doomed(sight, k) else 0.0
         x[18] = 1.0

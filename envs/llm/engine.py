@@ -389,6 +389,7 @@ class Engine:
             interrupted=self.interrupted,
             texts=texts,
             oracle=oracle,
+            plain_s=float(e["plain_s"]),
         )
 
     def _read_texts(self, requests: I64) -> Texts:

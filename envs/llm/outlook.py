@@ -21,9 +21,10 @@ from dispatchgym.envs.llm.sight import (
     Sight,
     decoding,
     known,
+    shortest_s,
     start_of,
 )
-from dispatchgym.envs.llm.state import BASE_S, PAIR_S, TOKEN_S, WEIGHTS_S, float64, int64
+from dispatchgym.envs.llm.state import BASE_S, HOST_S, PAIR_S, TOKEN_S, WEIGHTS_S, float64, int64
 
 PATIENCE, PATIENCE_STEPS = 20.0, 10_000.0
 """Who has waited for so many times its bound, and for so many of the shortest steps, is overdue."""
@@ -50,7 +51,8 @@ def work_s(sight: Sight, k: int) -> float:
     steps = (left + h.token_budget - 1) // h.token_budget
     c = sight.cost
     pairs = float64(left) * start + 0.5 * float64(left) * (left + 1)
-    return steps * c[BASE_S] + max(steps * c[WEIGHTS_S], c[TOKEN_S] * left) + c[PAIR_S] * pairs
+    work = steps * c[BASE_S] + max(steps * c[WEIGHTS_S], c[TOKEN_S] * left) + c[PAIR_S] * pairs
+    return max(work, steps * c[HOST_S])
 
 
 @inlined
@@ -99,12 +101,18 @@ def has_turn(sight: Sight) -> bool:
 
 @compiled
 def made_late(sight: Sight, group: int, rest_s: float, margin: float) -> bool:
-    """Somebody outside a group could still be in time, but not behind `rest_s` and `margin` of the shortest steps."""
-    h, c = sight.head[0], sight.cost
-    wait_s = rest_s + margin * (c[BASE_S] + max(c[WEIGHTS_S], c[TOKEN_S]))
+    """Somebody outside a group could still be in time, but not behind `rest_s` and `margin` of the shortest steps, and
+    may go first: nobody in the group who would be in time if it went on is late then."""
+    h = sight.head[0]
+    wait_s, room_s = rest_s + margin * shortest_s(sight), np.inf
+    for k in range(h.running):
+        if sight.n[GROUP, k] == group and sight.n[GENERATED, k] == 0:
+            left_s = sight.f[ARRIVAL, k] + sight.f[TTFT, k] - h.now - rest_s
+            if left_s >= 0.0:
+                room_s = min(room_s, left_s)
     for k in range(h.running + h.waiting):
         if k < h.running and sight.n[GROUP, k] == group:
             continue
-        if 0.0 <= slack_s(sight, k) < wait_s:
+        if 0.0 <= slack_s(sight, k) < wait_s and work_s(sight, k) <= room_s:
             return True
     return False

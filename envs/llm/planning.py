@@ -7,31 +7,37 @@ from __future__ import annotations
 import numpy as np
 
 from dispatchgym.envs.compiled import compiled, inlined
+from dispatchgym.envs.llm.backlog import order_backlog
 from dispatchgym.envs.llm.choices import best_choice, fits, list_choices, need
 from dispatchgym.envs.llm.columns import Choices
 from dispatchgym.envs.llm.graph import ADMIT, COLUMNS, MERIT, PREEMPT, RUN, WAIT
 from dispatchgym.envs.llm.outlook import find_overdue, until_late
 from dispatchgym.envs.llm.shortlist import shortlist
 from dispatchgym.envs.llm.sight import (
+    ARRIVAL,
     BLOCKS,
     COMPUTED,
     FREE,
+    GENERATED,
     PICKED,
     PRIORITY,
     TAKEN,
     TPOT,
+    TTFT,
     Sight,
     add_up,
     blocks_of,
     decoding,
     expect,
+    floor_s,
     insert,
     known,
     rank,
     seconds,
+    shortest_s,
     start_of,
 )
-from dispatchgym.envs.llm.state import BASE_S, F64, TOKEN_S, WEIGHTS_S, float64, int64
+from dispatchgym.envs.llm.state import F64, float64, int64
 
 SLOTS = 4
 """Choices that a request has at most, see `slot_of`."""
@@ -46,13 +52,13 @@ else, which is until a request comes or ends."""
 @compiled
 def look(sight: Sight) -> None:
     """Begin a plan: everyone who decodes goes on, and nobody else has been chosen."""
-    h, c = sight.head[0], sight.cost
+    h = sight.head[0]
     n = h.running + h.waiting
     h.budget, h.all_places = h.token_budget, h.places + h.running
     h.decodes = h.context = h.prefills = h.prefill_tokens = h.grants = h.preempted = h.late = 0
     h.pairs = 0.0
-    h.limit_s = np.inf
-    h.unit_s = c[BASE_S] + max(c[WEIGHTS_S], c[TOKEN_S])
+    h.limit_s = h.due_s = np.inf
+    h.unit_s, h.floor_s = shortest_s(sight), floor_s(sight)
     expect(sight)
     for k in range(n):
         sight.mark[k] = FREE
@@ -82,6 +88,7 @@ def look(sight: Sight) -> None:
         h.most_rank = max(h.most_rank, int64(sight.n[PRIORITY, k]))
     h.overdue = find_overdue(sight)
     shortlist(sight)
+    order_backlog(sight)
 
 
 @compiled
@@ -116,6 +123,10 @@ def take(sight: Sight, choices: Choices, at: int) -> int:
     h.pairs += float64(tokens) * start + 0.5 * float64(tokens) * (tokens + 1)
     h.context += start
     h.budget -= tokens
+    if sight.n[GENERATED, k] == 0 and start + tokens == known(sight, k):
+        due_s = sight.f[ARRIVAL, k] + sight.f[TTFT, k] - h.now
+        if seconds(sight, int64(0), int64(0)) <= due_s:
+            h.due_s = min(h.due_s, due_s)
     return kind
 
 

@@ -108,6 +108,8 @@ class EngineView:
         interrupted: the decision comes in the middle of a step, which now pauses.
         texts: hashes of prompts, for policies that ask for them; else None.
         oracle: true lengths, for policies that are marked `oracle`; else None.
+        plain_s: seconds of the step before, if everyone decoded one token in it and nothing came between; else 0. Of
+            what the host does for the next step, so much is done by then, see Profile.
     """
 
     now_s: float
@@ -126,6 +128,7 @@ class EngineView:
     interrupted: bool
     texts: Texts | None
     oracle: Oracle | None
+    plain_s: float = 0.0
 
     def blocks_for(self, tokens: int | I64) -> int | I64:
         """Blocks that hold so many tokens."""

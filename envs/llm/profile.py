@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -128,14 +129,22 @@ class Profile:
         return terms
 
     def padding(self, rows: int) -> npt.NDArray[np.int32]:
-        """Rows that a decode step of b requests runs, for b = 0 .. rows; shape (rows + 1,)."""
-        wanted = np.arange(rows + 1, dtype=np.int32)
-        if not self.graph_sizes:
-            return wanted
-        sizes = np.asarray(self.graph_sizes, np.int32)
+        """Rows that a decode step of b requests runs, for b = 0 .. rows; shape (rows + 1,), read-only."""
+        return _padding(self.graph_sizes, rows)
+
+
+@lru_cache(maxsize=64)
+def _padding(graph_sizes: tuple[int, ...], rows: int) -> npt.NDArray[np.int32]:
+    """See Profile; schedulers read it at every step."""
+    wanted = np.arange(rows + 1, dtype=np.int32)
+    found = wanted
+    if graph_sizes:
+        sizes = np.asarray(graph_sizes, np.int32)
         place = np.searchsorted(sizes, wanted)
         padded = np.where(place < len(sizes), sizes[np.minimum(place, len(sizes) - 1)], wanted)
-        return np.where(wanted == 0, 0, padded).astype(np.int32)
+        found = np.where(wanted == 0, 0, padded).astype(np.int32)
+    found.flags.writeable = False
+    return found
 
 
 def profile_names() -> list[str]:

@@ -82,7 +82,7 @@ def fresh_state(
         swap_in=np.zeros((config.max_seqs, 2), np.int32),
         history=np.zeros(config.history, np.int32),
         cost=profile.terms(),
-        pad=profile.padding(config.max_seqs),
+        pad=profile.padding(config.max_seqs).copy(),
         crossing=np.zeros(size, np.int32),
         log=np.zeros(LOG_ROOM if steps else 0, STEP),
         gaps=np.zeros(GAP_BINS, np.int64),

@@ -30,6 +30,7 @@ from dispatchgym.envs.llm.state import (
     HOST_S,
     I32,
     I64,
+    LEAD_S,
     MIXED_S,
     PAIR_S,
     REBUILD_S,
@@ -61,6 +62,7 @@ HEAD = np.dtype(
         ("running", np.int64),
         ("waiting", np.int64),
         ("past", np.int64),
+        ("plain_s", np.float64),  # what the step before covers of the host's work, see Profile
         # as planned
         ("free", np.int64),  # blocks, less what those who run and are planned will need to read their prompts
         ("places", np.int64),
@@ -74,11 +76,17 @@ HEAD = np.dtype(
         ("grants", np.int64),
         ("preempted", np.int64),
         ("ranked", np.int64),
+        ("late_who", np.int64),  # see `choices._find_next_late`
+        ("late_s", np.float64),
+        ("later_s", np.float64),
+        ("due_s", np.float64),  # until the first of the planned first tokens that are in time is due; inf without
         # as found
-        ("unit_s", np.float64),
+        ("unit_s", np.float64),  # the shortest step
+        ("floor_s", np.float64),  # the shortest with a piece of a prompt
         ("limit_s", np.float64),  # until the first decoding request is late; inf without
         ("late", np.int64),
         ("hopeful", np.float64),
+        ("dropping", np.float64),  # see `backlog`
         ("least_rank", np.int64),
         ("most_rank", np.int64),
         ("listed", np.int64),
@@ -105,7 +113,11 @@ class Sight(NamedTuple):
     behind: F64  # (room + 1,)
     total: F64  # (room + 1,) sums of `held`
     listed: I64  # (most,) whom the choices are about
+    ahead: F64  # (room,) see `backlog`
+    dropped: I64  # (room,)
+    by_due: I64  # (most,)
     cost: F64  # (COST_TERMS,)
+    pad: I32  # (room + 1,) rows that a decode step of so many runs
     grant: I32  # (room,) request numbers of the plan, in order
     tokens: I64  # (room,)
     out: I32  # (room,) to be preempted
@@ -117,7 +129,9 @@ def new_sight(room: int, most: int) -> Sight:
         np.zeros(1, HEAD), np.zeros(room, np.int64), np.zeros((FLOATS, room)), np.zeros((INTS, room), np.int64),
         np.zeros(room, np.int64), np.zeros(room), np.zeros(PAST), np.zeros(PAST + 1), np.zeros(room + 1),
         np.zeros(room + 1), np.zeros(room + 2), np.zeros(room + 2), np.zeros(room + 2), np.zeros(most, np.int64),
-        np.zeros(COST_TERMS), np.zeros(room, np.int32), np.zeros(room, np.int64), np.zeros(room, np.int32),
+        np.zeros(room), np.zeros(room, np.int64), np.zeros(most, np.int64),
+        np.zeros(COST_TERMS), np.arange(room + 1, dtype=np.int32), np.zeros(room, np.int32), np.zeros(room, np.int64),
+        np.zeros(room, np.int32),
     )  # fmt: skip
 
 
@@ -136,11 +150,13 @@ def see(sight: Sight, view: EngineView, spec: EngineSpec) -> Sight:
     newest = view.history[-PAST:]
     sight.past[: len(newest)] = newest
     sight.cost[:] = spec.cost
+    sight.pad[:] = spec.profile.padding(len(sight.pad) - 1)
     h: Any = sight.head[0]
     h["now"], h["kv_blocks"], h["block_tokens"] = view.now_s, view.kv_blocks, view.block_tokens
     h["token_budget"], h["max_preemptions"] = view.token_budget, view.max_preemptions
     h["mean_slo"], h["running"], h["waiting"] = spec.slo_kind == "mean", running, waiting
     h["past"], h["free"], h["places"] = len(newest), view.free_blocks, view.free_seqs
+    h["plain_s"] = view.plain_s
     return sight
 
 
@@ -157,10 +173,12 @@ def see_state(sight: Sight, s: State, mean_slo: bool) -> None:
         sight.past[j] = s.history[(e.finished - newest + j) % len(s.history)]
     for c in range(len(s.cost)):
         sight.cost[c] = s.cost[c]
+    for rows in range(e.running + 1):
+        sight.pad[rows] = s.pad[rows]
     h.now, h.kv_blocks, h.block_tokens = e.now, e.kv_blocks, e.block_tokens
     h.token_budget, h.max_preemptions = e.token_budget, e.max_preemptions
     h.mean_slo, h.running, h.waiting = 1 if mean_slo else 0, e.running, e.waiting
-    h.past, h.free, h.places = newest, e.free, e.slots
+    h.past, h.free, h.places, h.plain_s = newest, e.free, e.slots, e.plain_s
 
 
 @inlined
@@ -192,20 +210,57 @@ def seconds(sight: Sight, tokens: int, start: int) -> float:
     """Expected time of the step as planned, with a further piece of so many tokens behind `start`; 0 for none."""
     h, c = sight.head[0], sight.cost
     if h.prefills == 0 and tokens == 0:
-        t = c[DECODE_BASE_S] + max(c[DECODE_WEIGHTS_S], c[DECODE_TOKEN_S] * h.decodes) + c[DECODE_ROW_S] * h.decodes
-        return t + c[DECODE_CONTEXT_S] * h.context + c[DECODE_SPREAD_S] * np.sqrt(float64(h.context)) + c[REBUILD_S]
+        t = c[DECODE_BASE_S] + max(c[DECODE_WEIGHTS_S], c[DECODE_TOKEN_S] * sight.pad[h.decodes])
+        t += c[DECODE_ROW_S] * h.decodes + c[DECODE_CONTEXT_S] * h.context
+        return t + c[DECODE_SPREAD_S] * np.sqrt(float64(h.context)) + c[REBUILD_S]
     return max(_work_s(sight, tokens, start), host_s(sight)) + c[REBUILD_S]
 
 
 @inlined
+def shortest_s(sight: Sight) -> float:
+    """The shortest step that the engine can make."""
+    c = sight.cost
+    return min(c[DECODE_BASE_S] + max(c[DECODE_WEIGHTS_S], c[DECODE_TOKEN_S]), floor_s(sight))
+
+
+@inlined
+def floor_s(sight: Sight) -> float:
+    """The shortest step with a piece of a prompt in it."""
+    c = sight.cost
+    return max(c[BASE_S] + max(c[WEIGHTS_S], c[TOKEN_S]), c[HOST_S])
+
+
+@inlined
+def alone_s(sight: Sight, tokens: int, start: int) -> float:
+    """Expected time of a step with nothing but such a piece."""
+    c = sight.cost
+    t = c[BASE_S] + max(c[WEIGHTS_S], c[TOKEN_S] * tokens) + c[ROW_S] + c[CONTEXT_S] * start + c[CHUNK_S]
+    t += c[PAIR_S] * (float64(tokens) * start + 0.5 * float64(tokens) * (tokens + 1))
+    return max(t, c[HOST_S]) + c[REBUILD_S]
+
+
+@inlined
+def spare_s(sight: Sight, now_s: float) -> float:
+    """Of the time of the step as planned, `now_s`, what further tokens would not add to; 0 if it reads no prompt."""
+    h, c = sight.head[0], sight.cost
+    if h.prefills == 0:
+        return 0.0
+    t = c[BASE_S] + c[TOKEN_S] * (h.decodes + h.prefill_tokens) + c[ROW_S] * (h.decodes + h.prefills)
+    t += c[PAIR_S] * h.pairs + c[CONTEXT_S] * h.context + c[CHUNK_S] * h.prefills - min(c[LEAD_S], h.plain_s)
+    t += c[MIXED_S] if h.decodes > 0 else 0.0
+    return max(0.0, now_s - c[REBUILD_S] - t)
+
+
+@inlined
 def host_s(sight: Sight) -> float:
-    """Least time of the step as planned with prompt pieces in it."""
-    return sight.cost[HOST_S] + (sight.cost[HOST_MIXED_S] if sight.head[0].decodes > 0 else 0.0)
+    """Least time of the step as planned with prompt pieces in it, by what the host does."""
+    h, c = sight.head[0], sight.cost
+    return c[HOST_S] + (c[HOST_MIXED_S] if h.decodes > 0 else 0.0) - h.plain_s
 
 
 @inlined
 def _work_s(sight: Sight, tokens: int, start: int) -> float:
-    """Time that the device works on the step as planned, with such a further piece."""
+    """Time that the device needs for the step as planned, with such a further piece."""
     h, c = sight.head[0], sight.cost
     more = 1 if tokens > 0 else 0
     prefills = h.prefills + more
@@ -215,7 +270,7 @@ def _work_s(sight: Sight, tokens: int, start: int) -> float:
     t += c[CHUNK_S] * prefills
     if prefills > 0 and h.decodes > 0:
         t += c[MIXED_S]
-    return t
+    return t - min(c[LEAD_S], h.plain_s)
 
 
 @inlined

@@ -84,7 +84,8 @@ def sight_of(t: Sight, i: int) -> Sight:
     """The arrays of engine i."""
     return Sight(
         t.head[i], t.id[i], t.f[i], t.n[i], t.mark[i], t.rest[i], t.past[i], t.tail[i], t.held[i], t.left[i],
-        t.before[i], t.behind[i], t.total[i], t.listed[i], t.cost[i], t.grant[i], t.tokens[i], t.out[i],
+        t.before[i], t.behind[i], t.total[i], t.listed[i],
+        t.ahead[i], t.dropped[i], t.by_due[i], t.cost[i], t.pad[i], t.grant[i], t.tokens[i], t.out[i],
     )  # fmt: skip
 
 

@@ -246,4 +246,4 @@ def test_errors_name_the_way_out() -> None:
     with pytest.raises(UsageError, match="room"):
         small.load(0, draw(np.random.default_rng(0), DrawConfig(requests=(60, 60), longest=512)))
     assert KINDS[RUN] == "run"
-    assert NUM_COLUMNS == 43
+    assert NUM_COLUMNS == 52
