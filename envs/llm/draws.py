@@ -5,6 +5,10 @@ What is drawn, each independently unless said otherwise (U: uniform, L: log-unif
 - step times: the roofline profile of an 8B model on an H200, its coefficients each times L(0.5, 2), then all times
   L(0.5, 4); a token of a prompt and reading KV as if texts were L(1, 12) times as long; half of the time a fixed cost
   of 0 to 30 % of a step for mixing prompts and decoding.
+- half of the profiles are like measured ones, where engines capture steps that only decode: those have coefficients of
+  their own and run on graphs of certain sizes; the fixed cost of other steps is L(0.2, 1) of a decoding step, half of
+  the time all of it beside the tokens' (no `weights_s`); and the host needs L(0.4, 6) decoding steps to launch them,
+  5 to 30 % more where they are mixed, up to half of it before the device begins (half of the time none).
 - engine: 8 to 64 places; steps of 64 to 2,048 tokens; a pool for U(0.25, 0.9) of the places at their mean length
   (pressed) or for all of them (roomy), evenly.
 - traffic: one of the mixes below, one in four with prompts alone, as on an engine that only prefills; arrivals
@@ -12,7 +16,8 @@ What is drawn, each independently unless said otherwise (U: uniform, L: log-unif
   were full. One problem in eight is a batch that is all there at the start, three in four of these without bounds.
 - bounds: on the first token L(6, 300) of the shortest steps plus U(1.5, 8) times the prompt's own reading, by class
   (half) or one for all, at its mean prompt; none for one draw in ten; on later tokens L(2, 12) shortest steps, or
-  none (one in five); means (two thirds) or longest gaps.
+  none (one in five); means (two thirds) or longest gaps. The shortest step is anything, evenly in the logarithm, from
+  one that decodes to one that reads.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ import numpy.typing as npt
 
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm.config import EngineConfig
-from dispatchgym.envs.llm.profile import Profile, load_profile
+from dispatchgym.envs.llm.profile import Decoding, Profile, load_profile
 from dispatchgym.envs.llm.simulate import simulate
 from dispatchgym.envs.llm.workload import Workload
 from dispatchgym.envs.llm.workloads.arranged import arranged
@@ -37,6 +42,9 @@ Ints = npt.NDArray[np.int64]
 HASH_TOKENS = 16
 HISTORY = 256
 MOST_SEQS = 64
+
+MEASURED = 0.5
+"""Share of the profiles that are like measured ones."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -198,7 +206,10 @@ def draw(rng: np.random.Generator, config: DrawConfig | None = None) -> Serving:
     engine = _engine(rng, traffic, c.longest)
     offline = rng.random() < c.offline
     times = np.zeros(n) if offline else _arrivals(rng, traffic, profile, engine, n, c.load)
-    unit = profile.base_s + profile.weights_s
+    decode = profile.plain_decoding
+    shortest = decode.base_s + max(decode.weights_s, decode.token_s)
+    reads = max(profile.base_s + profile.weights_s, profile.host_s)
+    unit = _log_uniform(rng, min(shortest, reads), max(shortest, reads))
     bounds, kind = _bounds(rng, traffic, profile, unit)
     if offline and rng.random() < 0.75:
         bounds = {}
@@ -211,18 +222,38 @@ def draw(rng: np.random.Generator, config: DrawConfig | None = None) -> Serving:
 
 
 def draw_profile(rng: np.random.Generator) -> Profile:
-    """Step times about those of an 8B model on an H200."""
+    """Step times about those of an 8B model on an H200, by roofline or like measured ones."""
     base = load_profile("h200-8b")
     scale = np.exp(rng.uniform(np.log(0.5), np.log(2.0), 5))
     whole = _log_uniform(rng, 0.5, 4.0)
     longer = _log_uniform(rng, 1.0, 12.0)  # texts are short here, so that episodes are
     mixed = rng.uniform(0.0, 0.3) * base.weights_s if rng.random() < 0.5 else 0.0
-    return replace(
+    drawn = replace(
         base, name="drawn", base_s=base.base_s * scale[0] * whole, weights_s=base.weights_s * scale[1] * whole,
         token_s=base.token_s * scale[2] * whole * longer,
         pair_s=base.pair_s * scale[3] * whole * longer**2,
         context_s=base.context_s * scale[4] * whole * longer, mixed_s=mixed * whole,
         row_s=rng.uniform(0.0, 2e-5) * whole, graph_sizes=(),
+    )  # fmt: skip
+    return _captured(rng, drawn) if rng.random() < MEASURED else drawn
+
+
+def _captured(rng: np.random.Generator, profile: Profile) -> Profile:
+    """As if measured: steps that only decode are captured, and the host launches the others."""
+    p, sizes = profile, load_profile("h200-8b").graph_sizes
+    step = p.base_s + p.weights_s
+    fixed = _log_uniform(rng, 0.2, 1.0) * step
+    host = _log_uniform(rng, 0.4, 6.0) * step
+    scale = np.exp(rng.uniform(np.log(0.5), np.log(2.0), 2))
+    decoding = Decoding(
+        p.base_s, p.weights_s, rng.uniform(0.3, 1.0) * p.token_s, p.row_s * scale[0], p.context_s * scale[1],
+        spread_s=rng.uniform(0.0, 1e-3) * step,
+    )  # fmt: skip
+    base, weights = (fixed, 0.0) if rng.random() < 0.5 else (p.base_s, max(fixed - p.base_s, 0.0))
+    return replace(
+        p, base_s=base, weights_s=weights, host_s=host, host_mixed_s=rng.uniform(0.05, 0.3) * host,
+        lead_s=rng.uniform(0.0, 0.5) * host if rng.random() < 0.5 else 0.0, decoding=decoding,
+        graph_sizes=tuple(size for size in sizes if size <= MOST_SEQS),
     )  # fmt: skip
 
 
@@ -248,7 +279,8 @@ def _arrivals(
 ) -> npt.NDArray[np.float64]:  # fmt: skip
     total = float((traffic.prompt + traffic.output).mean())
     batch = max(1.0, min(engine.max_seqs, engine.kv_blocks * engine.block_tokens / total))
-    step = profile.base_s + profile.weights_s + batch * (profile.row_s + profile.context_s * total)
+    decode = profile.plain_decoding
+    step = decode.base_s + decode.weights_s + batch * (decode.row_s + decode.context_s * total)
     own = float(traffic.output.mean()) * step / batch + float(traffic.prompt.mean()) * profile.token_s
     rate = _log_uniform(rng, *load) / own
     way = rng.random()
