@@ -7,7 +7,8 @@ that of meeting all bounds in the time of first come, first served; the table is
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from harness.cross_entropy import Part, Table, arguments, tune
@@ -24,8 +25,12 @@ OF_PREEMPTION = ("hopeless", "blocks", "output", "known", "preemptions", "late",
 OF_PIECES = ("kv", "peak", "late", "tight")
 
 
-def spread_of(size: float) -> Table:
-    """Standard deviations of the weights that are tuned, 0 for the others; shape (kinds, columns but the merit)."""
+def spread_of(size: float, only: Sequence[str] = ()) -> Table:
+    """Standard deviations of the weights that are tuned, 0 for the others; shape (kinds, columns but the merit).
+
+    Args:
+        only: columns that are tuned; default all.
+    """
     spread = np.zeros((len(KINDS), MERIT))
     asked = slice(len(KINDS), FIRST_ENGINE)
     for kind in (ADMIT, READ):
@@ -34,17 +39,20 @@ def spread_of(size: float) -> Table:
         spread[kind, [COLUMNS[name] for name in OF_PIECES]] = 1.0
     spread[PREEMPT, [COLUMNS[name] for name in OF_PREEMPTION]] = 1.0
     spread[RUN, FIRST_ENGINE:] = spread[WAIT, FIRST_ENGINE:] = 1.0
-    for name in ("slack", "left", "work", "waited", "adds", "output", "known", "most"):
+    for name in ("slack", "left", "work", "waited", "adds", "output", "known", "most", "due", "ahead"):
         spread[:, COLUMNS[name]] *= 0.5  # their columns are larger than 1
-    spread[:, COLUMNS["overflow"]] *= 4.0
+    for name in ("overflow", "spoils", "delays", "dropped", "spare", "reads"):
+        spread[:, COLUMNS[name]] *= 4.0
     spread[READ, [COLUMNS["peak_with"], COLUMNS["overflow"]]] = 0.0  # always 0
     spread[PREEMPT, PREEMPT] = spread[WAIT, WAIT] = 4.0
+    if only:
+        spread[:, [c for name, c in COLUMNS.items() if name not in only and c < MERIT]] = 0.0
     return size * spread
 
 
-@cache
+@lru_cache(maxsize=2)
 def drawn(part: Part) -> tuple[list[Serving], EngineBatch]:
-    """Made once a process."""
+    """Kept in the process: its own set, and the others that are looked at now and then."""
     source = load(part.recipe, part.overrides).llm
     problems = source.problems(part.count, (part.seed, 4))[part.k :: part.parts]
     return problems, EngineBatch(len(problems), Room.of(problems), source.choices)
@@ -72,9 +80,14 @@ def groups_of(part: Part) -> list[str]:
 
 def main() -> None:
     recipe = "a configuration of `dispatchgym train`, graph engine"
-    options = arguments(__doc__, recipe, instances=64, generations=30, population=32, spread=0.4).parse_args()
+    parser = arguments(__doc__, recipe, instances=64, generations=30, population=32, spread=0.4)
+    parser.add_argument("--columns", default="", help="tune the weights of these alone; default: all")
+    options = parser.parse_args()
+    only = options.columns.split(",") if options.columns else []
+    if unknown := set(only) - set(COLUMNS):
+        parser.error(f"--columns: {', '.join(sorted(unknown))} is not one of {', '.join(COLUMNS)}")
     start = load(options.recipe, options.overrides).llm.choices.weights
-    tune(options, start, spread_of(options.spread), scores, groups_of)
+    tune(options, start, spread_of(options.spread, only), scores, groups_of)
 
 
 if __name__ == "__main__":

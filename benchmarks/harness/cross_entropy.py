@@ -1,13 +1,14 @@
 """The cross-entropy method on tables of weights, as a command: what the scripts that tune a merit share.
 
-Every generation draws tables around the mean so far, plays a fixed set of training problems under each, and moves to
-the mean of the best fifth. Now and then that mean plays problems that are not in the set; the table that is best there
-is printed at the end as a recipe has it, and kept in --out all along.
+Every generation draws tables around the mean so far, plays a set of training problems under each, the same each time or
+with --fresh another, and moves to the mean of the best fifth. Now and then that mean plays problems that are in no such
+set; the table that is best there is printed at the end as a recipe has it, and kept in --out all along.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -50,6 +51,7 @@ def arguments(
     parser.add_argument("--spread", type=float, default=spread, help="standard deviation of the first weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes; default 1")
+    parser.add_argument("--fresh", action="store_true", help="another set of problems for every generation")
     parser.add_argument("--every", type=int, default=1, help="generations between two looks at other problems")
     parser.add_argument("--out", type=Path, help="the best table so far, as JSON")
     parser.add_argument(
@@ -77,7 +79,8 @@ def tune(
         spread: standard deviations of the first draws, 0 for weights that stay.
         groups_of: what the problems of a part are called.
     """
-    mine, others = parts_of(options, options.seed), parts_of(options, options.seed + 1)
+    seeds = itertools.count(options.seed + 2) if options.fresh else itertools.repeat(options.seed)
+    others = parts_of(options, options.seed + 1)
     groups = np.array([group for part in others for group in groups_of(part)])
     began = time.perf_counter()
     with ProcessPoolExecutor(options.workers) as pool:
@@ -110,8 +113,8 @@ def tune(
 
         keep()
         cross_entropy(
-            lambda tables: play(mine, tables).mean(axis=1), start, spread, options.generations, options.population,
-            options.seed, report,
+            lambda tables: play(parts_of(options, next(seeds)), tables).mean(axis=1), start, spread,
+            options.generations, options.population, options.seed, report,
         )  # fmt: skip
     for row in best_table.round(3).tolist():
         print(f"  - {row}")
