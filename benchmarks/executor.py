@@ -35,7 +35,7 @@ from dispatchgym.envs.llm.engine import Engine
 from dispatchgym.envs.llm.policy import EngineSpec
 from dispatchgym.envs.llm.setup import fresh_state
 from dispatchgym.envs.llm.workload import Workload
-from dispatchgym.serving.executor import fast_path
+from dispatchgym.serving.executor import fast_path, sweep
 from dispatchgym.serving.executor.build import fit_config, make_executor, rough_profile
 from dispatchgym.serving.executor.models import open_model
 from dispatchgym.serving.executor.parallel import Leader
@@ -53,7 +53,9 @@ NOTED = {
     ("8b", "W256"): {"vLLM 0.25.1, noted": 9_990, "transformers CB with FA3, noted": 7_090},
     ("8b", "W1024"): {"vLLM 0.25.1, noted": 12_280},
 }
-PARTS = ("decode", "prefill", "workloads", "latency", "profile")
+PARTS = ("decode", "passes", "prefill", "workloads", "latency", "profile")
+PROMPTS = (16, 100, 200, 300, 420, 600, 900, 1300)
+"""Tokens of the prompts of `passes`."""
 CLASSES = {
     "attention": ("_decode_kernel", "_combine_kernel", "_piece_kernel"),
     "matrix products": ("nvjet", "gemm", "splitKreduce", "cutlass", "gemv"),
@@ -240,6 +242,7 @@ def decode_rows(model: Model, sizes: Sequence[int], context: int, bw: float, pea
     from dispatchgym.serving.executor.graphs import StepGraphs
     from dispatchgym.serving.executor.kv_cache import KVCache
     from dispatchgym.serving.executor.model import Decoder
+    from dispatchgym.serving.executor.recording import recorder
     from dispatchgym.serving.executor.slots import SlotTable
     from dispatchgym.serving.executor.triton_ops import TritonOps
 
@@ -251,7 +254,8 @@ def decode_rows(model: Model, sizes: Sequence[int], context: int, bw: float, pea
     slots.table[:most] = torch.randperm(most * each, device=model.device).view(most, each)
     slots.newest.random_(0, spec.vocabulary)
     steps = StepGraphs(Decoder(spec, model.weights, cache.tensor, TritonOps()), slots, most, sizes)
-    steps.capture()
+    with torch.inference_mode():
+        steps.capture(recorder(model.device))
     rows = []
     for size in sizes:
         pitch = steps.pitch_of(size)
@@ -275,6 +279,22 @@ def decode_rows(model: Model, sizes: Sequence[int], context: int, bw: float, pea
             Row(f"{spec.name} decoding step, {size} rows of {context}", ms.value, "ms", ms.spread, "bound", ideal * 1e3)
         )
     return rows
+
+
+def pass_rows(model: Model) -> list[Row]:
+    """Steps that read a prompt beside 16 decoding requests, captured where that pays, and op by op."""
+    config = fit_config(model, EngineConfig(max_seqs=256, token_budget=8192, max_len=8192, kv_blocks=2048))
+    ms: list[list[float]] = []
+    for passes in (False, True):
+        bench = sweep.Bench(make_executor(model, config, passes=passes), config, model.spec.vocabulary)
+        ms.append([1e3 * bench.measure(sweep.Mix((512,) * 16, ((0, n),))).seconds for n in PROMPTS])
+        del bench
+        gc.collect()
+        torch.cuda.empty_cache()
+    return [
+        Row(f"{model.spec.name} step of 16 rows and a prompt of {n}", fast, "ms", (fast, fast), "op by op", slow)
+        for n, slow, fast in zip(PROMPTS, *ms, strict=True)
+    ]
 
 
 def prefill_row(bench: Bench, count: int, length: int) -> Row:
@@ -366,7 +386,9 @@ def on_gpu(options: argparse.Namespace, say: Callable[[list[Row]], None]) -> Non
         if "decode" in parts:
             say(decode_rows(model, (1, 32, 128, 256), 1024, bw, peak))
             torch.cuda.empty_cache()
-        for load in loads:
+        if "passes" in parts:
+            say(pass_rows(model))
+        for load in loads if set(parts) - {"decode", "passes"} else ():
             count = int(load.removeprefix("W"))
             bench = Bench(model, count, 8192, 9216)
             print(

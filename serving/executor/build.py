@@ -55,15 +55,14 @@ def step_bytes(model: Model, config: EngineConfig) -> int:
 
 
 def make_executor(
-    model: Model, config: EngineConfig, *, graphs: bool = True, passes: bool = False, late: bool | None = None,
+    model: Model, config: EngineConfig, *, graphs: bool = True, passes: bool = True, late: bool | None = None,
     source: Source | None = None, keep: bool = False,
 ) -> TorchExecutor:  # fmt: skip
     """An executor for engines of this configuration: on a GPU with its own kernels, and captured decoding steps.
 
     Args:
-        graphs: False runs every step op by op.
-        passes: steps with prompts of up to 2,048 tokens are captured too, which has been tried in Triton's interpreter
-            only, on no GPU yet.
+        graphs, passes: False runs plain decoding, or what else the host would launch more slowly than the device runs
+            it, op by op.
         late, source, keep: see `TorchExecutor`.
 
     Raises:
@@ -75,23 +74,26 @@ def make_executor(
     on_gpu = model.device.type == "cuda"
     if on_gpu:
         from dispatchgym.serving.executor.graphs import StepGraphs
-        from dispatchgym.serving.executor.pass_graphs import PassGraphs, recorder
+        from dispatchgym.serving.executor.pass_graphs import PassGraphs, launched_tokens, pass_sizes
+        from dispatchgym.serving.executor.recording import recorder
         from dispatchgym.serving.executor.triton_ops import TritonOps
 
         def captured(decoder: Decoder, slots: SlotTable) -> StepGraphs:
             steps = StepGraphs(decoder, slots, config.max_seqs)
             with torch.inference_mode():
-                steps.capture()
+                steps.capture(recorder(model.device))
             return steps
 
+        sizes = pass_sizes(min(config.token_budget, launched_tokens(model.spec)))
+
         def captured_passes(decoder: Decoder, slots: SlotTable) -> PassGraphs:
-            found = PassGraphs(decoder, slots, config.token_budget)
+            found = PassGraphs(decoder, slots, sizes)
             with torch.inference_mode():
                 found.capture(recorder(model.device))
             return found
 
         ops, capture = TritonOps(), captured if graphs else None
-        capture_passes = captured_passes if passes else None
+        capture_passes = captured_passes if passes and sizes else None
     executor = TorchExecutor(
         model, kv_blocks=config.kv_blocks, max_seqs=config.max_seqs, block_tokens=config.block_tokens,
         host_blocks=config.host_blocks, max_len=config.max_len, ops=ops,

@@ -8,7 +8,8 @@ read when the caller asks for them, so that the host can plan a step while the o
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ from dispatchgym.serving.executor.decode_rows import (
 )
 from dispatchgym.serving.executor.inputs import HostStep, StepInputs
 from dispatchgym.serving.executor.model import Decoder
+from dispatchgym.serving.executor.recording import Body, Record
 from dispatchgym.serving.executor.sampling import Draws
 from dispatchgym.serving.executor.slots import SlotTable
 
@@ -79,28 +81,14 @@ class StepGraphs:
         self._turn = torch.zeros(1, dtype=torch.int32, device=device)
         self._flights = [GraphFlight(*buffers) for buffers in zip(self._sent, self._sampled, strict=True)]
         self._launches = 0
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[int, Body] = {}
 
-    def capture(self, advance: Callable[[], None] = lambda: None) -> None:
-        """Record every graph, the largest first; `advance` is called after each."""
-        pool = None
-        stream = torch.cuda.Stream(self._rows.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for width in reversed(self.sizes):
-                self._send_padding(width)
-                self._body(width)  # kernels are compiled and libraries set up outside of the recording
-                stream.synchronize()
-                graph = torch.cuda.CUDAGraph()
-                # other threads may ask for events meanwhile, as those of collectives do
-                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                    self._body(width)
-                pool = pool or graph.pool()
-                self._graphs[width] = graph
-                graph.replay()  # the first time takes longer
-                advance()
-            self._turn.zero_()
-        torch.cuda.current_stream().wait_stream(stream)
+    def capture(self, record: Record) -> None:
+        """Record every graph, the largest first."""
+        for width in reversed(self.sizes):
+            self._send_padding(width)
+            self._graphs[width] = record(partial(self._body, width))
+        self._turn.zero_()
 
     def pitch_of(self, rows: int) -> int:
         """Rows from one column to the next in the step that runs so many."""
@@ -114,7 +102,7 @@ class StepGraphs:
 
     def launch(self, flight: GraphFlight, rows: int) -> None:
         """Start the step whose rows, with padding up to `pitch_of(rows)`, lie in `flight.rows`, the next flight's."""
-        self._graphs[self._width_of(rows)].replay()
+        self._graphs[self._width_of(rows)]()
         flight.done.record()
         self._launches += 1
 

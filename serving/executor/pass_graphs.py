@@ -7,7 +7,6 @@ of a graph, with tokens of the slot for padding. Logits and draws are left to th
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -16,13 +15,12 @@ import torch
 
 from dispatchgym.serving.executor.inputs import Cut, HostStep, StepInputs, pack
 from dispatchgym.serving.executor.model import Decoder, Hidden
+from dispatchgym.serving.executor.recording import Body, Record
 from dispatchgym.serving.executor.slots import SlotTable
+from dispatchgym.serving.executor.spec import ModelSpec
 from dispatchgym.serving.executor.tiles import tile_tokens, tiles_of
 
 I32 = npt.NDArray[np.int32]
-Body = Callable[[], None]
-Record = Callable[[Body], Body]
-"""From what launches something to what launches the same again."""
 
 PIECES = 32
 """Most prompt pieces of a captured pass."""
@@ -30,11 +28,20 @@ PIECES = 32
 WIDTHS = (0, 32, 96)
 """Decoding rows of the graphs, beside as many as can be: few rows are read with more programs each."""
 
+LAUNCH_S, FLOP_S = 2e-4, 6e14
+"""What the host needs to launch a segment op by op, and operations that matrix products get done in a second: both
+roughly, of an H200 and its host."""
+
 
 def pass_sizes(most: int) -> tuple[int, ...]:
-    """Tokens of the graphs for up to `most`: beyond 2,048 the device takes longer than the host."""
-    sizes = (*range(32, 129, 32), *range(192, 513, 64), *range(640, 1025, 128), *range(1280, 2049, 256))
+    """Tokens of the graphs for up to `most`."""
+    sizes = (*range(32, 513, 32), *range(576, 1025, 64), *range(1152, 2049, 128))
     return tuple(size for size in sizes if size <= most)
+
+
+def launched_tokens(spec: ModelSpec) -> int:
+    """Tokens up to which the host takes longer to launch a pass than the device to run it: what is worth filling up."""
+    return int(spec.segments * LAUNCH_S * FLOP_S / (2 * spec.parameters))
 
 
 class PassGraphs:
@@ -43,21 +50,21 @@ class PassGraphs:
     Args:
         decoder: whose layers; its ops read `StepInputs.cut`.
         slots: what the device knows of each.
-        most_tokens: of a step; see `pass_sizes`.
+        sizes: tokens of the graphs, rising; see `pass_sizes`.
     """
 
-    def __init__(self, decoder: Decoder, slots: SlotTable, most_tokens: int) -> None:
-        self.sizes = pass_sizes(most_tokens)
-        rows = -(-slots.padding // 4) * 4
-        self._widths = tuple(width for width in (*(w for w in WIDTHS if w < rows), rows) if width <= max(self.sizes))
+    def __init__(self, decoder: Decoder, slots: SlotTable, sizes: tuple[int, ...]) -> None:
+        self.sizes = sizes
+        rows = min(-(-slots.padding // 4) * 4, sizes[-1])
+        self._widths = (*(width for width in WIDTHS if width < rows), rows)
         self._decoder = decoder
         self._slots = slots
         spec, device = decoder.spec, slots.table.device
         self._group = spec.heads // spec.kv_heads
-        largest = max(self.sizes), self._widths[-1]
+        largest = sizes[-1], rows
         self._packed = torch.zeros(self._layout(*largest)[-1], dtype=torch.int32, device=device)
         dtype = decoder.weights.embedding.dtype
-        self._out = torch.zeros(2, max(self.sizes), spec.hidden, dtype=dtype, device=device)
+        self._out = torch.zeros(2, sizes[-1], spec.hidden, dtype=dtype, device=device)
         self._passes: dict[tuple[int, int], Body] = {}
 
     def capture(self, record: Record) -> None:
@@ -118,26 +125,3 @@ class PassGraphs:
         assert hidden.residual is not None
         self._out[0, :size] = hidden.x
         self._out[1, :size] = hidden.residual
-
-
-def recorder(device: torch.device) -> Record:
-    """Records CUDA graphs, in one memory pool."""
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    first: list[torch.cuda.CUDAGraph] = []
-
-    def record(body: Body) -> Body:
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            body()  # kernels are compiled and libraries set up outside of the recording
-            stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            pool = first[0].pool() if first else None
-            # other threads may ask for events meanwhile, as those of collectives do
-            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                body()
-            graph.replay()  # the first time takes longer
-        torch.cuda.current_stream(device).wait_stream(stream)
-        first.append(graph)
-        return graph.replay
-
-    return record

@@ -13,9 +13,12 @@ from dispatchgym.serving.executor.slots import SlotTable
 
 @torch.inference_mode()
 def warm_up(decoder: Decoder, slots: SlotTable, most_tokens: int) -> None:
-    """Read prompts of a few lengths up to `most_tokens` in the slot for padding, and draw in every way."""
+    """Read prompts of many lengths up to `most_tokens` in the slot for padding, and draw in every way.
+
+    Libraries multiply matrices of each kind of shape with another kernel, and load that when it is first wanted.
+    """
     device = slots.table.device
-    for tokens in (2, 3, 40, most_tokens):
+    for tokens in lengths(most_tokens):
         one = np.zeros(1, np.int32)
         ids = np.zeros(tokens, np.int32)
         host = HostStep(ids, one + slots.padding, one, one + tokens, one + tokens - 1, singles=0)
@@ -26,3 +29,11 @@ def warm_up(decoder: Decoder, slots: SlotTable, most_tokens: int) -> None:
             decoder.ops.sample(logits, Draws(floats, ints, floats, ints.long(), ints, greedy, filtered))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def lengths(most: int) -> list[int]:
+    """From 2 to `most`, each a tenth more than the one before."""
+    found = [2]
+    while found[-1] < most:
+        found.append(min(most, found[-1] + max(1, found[-1] // 10)))
+    return found
