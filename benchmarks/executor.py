@@ -54,7 +54,7 @@ NOTED = {
     ("8b", "W1024"): {"vLLM 0.25.1, noted": 12_280},
 }
 PARTS = ("decode", "passes", "prefill", "workloads", "latency", "profile")
-PROMPTS = (16, 100, 200, 300, 420, 600, 900, 1300)
+PROMPTS = (16, 48, 112, 176, 240, 304, 368, 432, 496, 600, 900, 1300)
 """Tokens of the prompts of `passes`."""
 CLASSES = {
     "attention": ("_decode_kernel", "_combine_kernel", "_piece_kernel"),

@@ -22,26 +22,30 @@ from dispatchgym.serving.executor.tiles import tile_tokens, tiles_of
 
 I32 = npt.NDArray[np.int32]
 
-PIECES = 32
+PIECES = 128
 """Most prompt pieces of a captured pass."""
 
 WIDTHS = (0, 32, 96)
 """Decoding rows of the graphs, beside as many as can be: few rows are read with more programs each."""
 
-LAUNCH_S, FLOP_S = 2e-4, 6e14
+LAUNCH_S, FLOP_S = 2e-4, 6.5e14
 """What the host needs to launch a segment op by op, and operations that matrix products get done in a second: both
 roughly, of an H200 and its host."""
 
 
 def pass_sizes(most: int) -> tuple[int, ...]:
-    """Tokens of the graphs for up to `most`."""
-    sizes = (*range(32, 513, 32), *range(576, 1025, 64), *range(1152, 2049, 128))
+    """Tokens of the graphs for up to `most`: matrix products run in tiles of 128 rows, where there are many."""
+    sizes = (*range(32, 385, 32), *range(512, 2049, 128))
     return tuple(size for size in sizes if size <= most)
 
 
 def launched_tokens(spec: ModelSpec) -> int:
     """Tokens up to which the host takes longer to launch a pass than the device to run it: what is worth filling up."""
     return int(spec.segments * LAUNCH_S * FLOP_S / (2 * spec.parameters))
+
+
+def _widths(most: int) -> tuple[int, ...]:
+    return (*(width for width in WIDTHS if width < most), most)
 
 
 class PassGraphs:
@@ -55,13 +59,13 @@ class PassGraphs:
 
     def __init__(self, decoder: Decoder, slots: SlotTable, sizes: tuple[int, ...]) -> None:
         self.sizes = sizes
-        rows = min(-(-slots.padding // 4) * 4, sizes[-1])
-        self._widths = (*(width for width in WIDTHS if width < rows), rows)
+        rows = -(-slots.padding // 4) * 4
+        self._widths = {size: _widths(min(size, rows)) for size in sizes}
         self._decoder = decoder
         self._slots = slots
         spec, device = decoder.spec, slots.table.device
         self._group = spec.heads // spec.kv_heads
-        largest = sizes[-1], rows
+        largest = sizes[-1], self._widths[sizes[-1]][-1]
         self._packed = torch.zeros(self._layout(*largest)[-1], dtype=torch.int32, device=device)
         dtype = decoder.weights.embedding.dtype
         self._out = torch.zeros(2, sizes[-1], spec.hidden, dtype=dtype, device=device)
@@ -71,21 +75,20 @@ class PassGraphs:
         """Record every graph, the largest first."""
         nobody = np.zeros(0, np.int32)
         for size in reversed(self.sizes):
-            for width in (width for width in self._widths if width <= size):
+            for width in self._widths[size]:
                 self._send(HostStep(nobody, nobody, nobody, nobody, nobody, 0), size, width)
                 self._passes[size, width] = record(partial(self._body, size, width))
 
     @torch.inference_mode()
     def run(self, host: HostStep) -> Hidden | None:
         """Run a step up to its last layer; None if none of the graphs holds it."""
-        if len(host.slot) - host.singles > PIECES or host.singles > self._widths[-1]:
+        at = bisect_left(self.sizes, len(host.ids))
+        if at == len(self.sizes) or len(host.slot) - host.singles > PIECES:
             return None
-        width = self._widths[bisect_left(self._widths, host.singles)]
-        at = bisect_left(self.sizes, max(len(host.ids), width))
-        if at == len(self.sizes):
-            return None
-        self._send(host, self.sizes[at], width)
-        self._passes[self.sizes[at], width]()
+        size = self.sizes[at]
+        width = self._widths[size][bisect_left(self._widths[size], host.singles)]
+        self._send(host, size, width)
+        self._passes[size, width]()
         x, residual = self._out[:, : len(host.ids)]
         return Hidden(x, residual)
 

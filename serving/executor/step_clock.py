@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections import deque
 
+FEW = 3
+"""The first ones may have waited for a compiler."""
+
 
 class StepClock:
     """Lays steps end to end: a step lasts from the end of the one before, or from its own beginning if that is later.
 
     A step that is not waited for is expected to last as long as others of its kind did lately: the median of those that
-    were seen to end. What that gets wrong, the next step makes good. A step that had ended before anybody looked tells
-    nothing, for time went by idly.
+    were seen to end, once there are FEW. What that gets wrong, the next step makes good. A step that had ended before
+    anybody looked tells nothing, for time went by idly.
     """
 
     def __init__(self) -> None:
@@ -39,7 +42,7 @@ class StepClock:
         if previous_ended:
             self._seen_s = now
         self._launched_s = launched_s
-        usual_s = sorted(self._latest_s)[len(self._latest_s) // 2] if self._latest_s else 0.0
+        usual_s = sorted(self._latest_s)[len(self._latest_s) // 2] if len(self._latest_s) >= FEW else 0.0
         return self._lasts(began_s, now + usual_s)
 
     def _lasts(self, began_s: float, end_s: float) -> float:

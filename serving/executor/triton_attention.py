@@ -183,46 +183,93 @@ def _fold_in(
     return top, total, sums
 
 
+def piece_split_for(tokens: int) -> Split:
+    """As `split_for`, of a step with prompt pieces that runs so many tokens."""
+    for most, split in ((64, Split(16, 256)), (128, Split(8, 256)), (256, Split(4, 512)), (512, Split(2, 1024))):
+        if tokens <= most:
+            return split
+    return Split(1, 1024)
+
+
 @triton.jit
 def _piece_kernel(
-    q, k, v, table, tiles, out, scale,
-    q_row, k_block, k_token, k_head, v_block, v_token, v_head, table_row,
+    q, k, v, table, tiles, out, partial, stats, arrivals, scale,
+    q_row, k_block, k_token, k_head, v_block, v_token, v_head, table_row, keys_each,
     HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
-    PAGE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    PAGE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, MOST: tl.constexpr,
 ):  # fmt: skip
-    tile, head = tl.program_id(0), tl.program_id(1)
+    tile, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     slot = tl.load(tiles + tile * 4).to(tl.int64)
     first = tl.load(tiles + tile * 4 + 1)  # of the tile's tokens, among all of the step
     count = tl.load(tiles + tile * 4 + 2)
     start = tl.load(tiles + tile * 4 + 3)  # position of the first
-    m = tl.arange(0, ROWS)
-    d = tl.arange(0, DIM_PAD)
-    token, g = m // GROUP_PAD, m % GROUP_PAD
-    real = (token < count) & (g < GROUP)
-    position = start + token
-    place = (first + token).to(tl.int64)
-    heads = (head * GROUP + g) * DIM
-    q_mask = real[:, None] & (d[None, :] < DIM)
-    queries = tl.load(q + (place * q_row + heads)[:, None] + d[None, :], mask=q_mask, other=0.0)
-    row_table = table + slot * table_row
-    highest = tl.full([ROWS], -float("inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    sums = tl.zeros([ROWS, DIM_PAD], tl.float32)
-    open_to_all = (start + 1) // BLOCK * BLOCK
-    n = tl.arange(0, BLOCK)
-    for begin in range(0, open_to_all, BLOCK):
-        highest, total, sums = _fold_in(
-            queries, highest, total, sums, begin + n, n >= 0, token, position, k, v, row_table, scale, head,
-            k_block, k_token, k_head, v_block, v_token, v_head, DIM, DIM_PAD, PAGE, False,
-        )  # fmt: skip
-    end = start + count
-    for begin in range(open_to_all, end, BLOCK):
-        highest, total, sums = _fold_in(
-            queries, highest, total, sums, begin + n, begin + n < end, token, position, k, v, row_table, scale, head,
-            k_block, k_token, k_head, v_block, v_token, v_head, DIM, DIM_PAD, PAGE, True,
-        )  # fmt: skip
+    open_to_all = (start + 1) // BLOCK * BLOCK  # keys; what is behind them goes to the last split
+    piece = tl.maximum(keys_each, tl.cdiv(tl.cdiv(open_to_all, MOST), BLOCK) * BLOCK)
+    pieces = tl.maximum(1, tl.cdiv(open_to_all, piece)) if MOST > 1 else 1
+    if split < pieces:
+        m = tl.arange(0, ROWS)
+        d = tl.arange(0, DIM_PAD)
+        token, g = m // GROUP_PAD, m % GROUP_PAD
+        real = (token < count) & (g < GROUP)
+        position = start + token
+        place = (first + token).to(tl.int64)
+        heads = (head * GROUP + g) * DIM
+        q_mask = real[:, None] & (d[None, :] < DIM)
+        queries = tl.load(q + (place * q_row + heads)[:, None] + d[None, :], mask=q_mask, other=0.0)
+        row_table = table + slot * table_row
+        highest = tl.full([ROWS], -float("inf"), tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        sums = tl.zeros([ROWS, DIM_PAD], tl.float32)
+        n = tl.arange(0, BLOCK)
+        last = tl.minimum((split + 1) * piece, open_to_all) if MOST > 1 else open_to_all
+        for begin in range(split * piece, last, BLOCK):
+            highest, total, sums = _fold_in(
+                queries, highest, total, sums, begin + n, n >= 0, token, position, k, v, row_table, scale, head,
+                k_block, k_token, k_head, v_block, v_token, v_head, DIM, DIM_PAD, PAGE, False,
+            )  # fmt: skip
+        end = start + count
+        for begin in range(open_to_all, tl.where(split == pieces - 1, end, open_to_all), BLOCK):
+            highest, total, sums = _fold_in(
+                queries, highest, total, sums, begin + n, begin + n < end, token, position, k, v, row_table, scale,
+                head, k_block, k_token, k_head, v_block, v_token, v_head, DIM, DIM_PAD, PAGE, True,
+            )  # fmt: skip
+        if MOST > 1:
+            if pieces > 1:
+                mine = (place * HEADS + head * GROUP + g) * MOST
+                tl.store(partial + (mine + split)[:, None] * DIM + d[None, :], sums, mask=q_mask)
+                tl.store(stats + (mine + split) * 2, highest, mask=real)
+                tl.store(stats + (mine + split) * 2 + 1, total, mask=real)
+                tl.debug_barrier()
+                before = tl.atomic_add(arrivals + tile * tl.num_programs(1) + head, 1, sem="acq_rel", scope="gpu")
+                if before == pieces - 1:  # the last to arrive adds up what all have left
+                    tl.debug_barrier()
+                    tl.store(arrivals + tile * tl.num_programs(1) + head, 0)
+                    highest = tl.load(stats + mine * 2, mask=real, other=0.0, cache_modifier=".cg")
+                    total = tl.zeros([ROWS], tl.float32)
+                    sums = tl.zeros([ROWS, DIM_PAD], tl.float32)
+                    for other in range(pieces):
+                        theirs = mine + other
+                        tops = tl.load(stats + theirs * 2, mask=real, other=0.0, cache_modifier=".cg")
+                        totals = tl.load(stats + theirs * 2 + 1, mask=real, other=0.0, cache_modifier=".cg")
+                        at = partial + theirs[:, None] * DIM + d[None, :]
+                        parts = tl.load(at, mask=q_mask, other=0.0, cache_modifier=".cg")
+                        top = tl.maximum(highest, tops)
+                        mine_by, theirs_by = tl.exp2(highest - top), tl.exp2(tops - top)
+                        total = total * mine_by + totals * theirs_by
+                        sums = sums * mine_by[:, None] + parts * theirs_by[:, None]
+                        highest = top
+                    _give(sums, total, out, place * HEADS * DIM + heads, d, q_mask)
+            else:
+                _give(sums, total, out, place * HEADS * DIM + heads, d, q_mask)
+        else:
+            _give(sums, total, out, place * HEADS * DIM + heads, d, q_mask)
+
+
+@triton.jit
+def _give(sums, total, out, places, d, mask):
+    """Store the rows of a tile."""
     result = (sums / tl.where(total > 0, total, 1.0)[:, None]).to(out.dtype.element_ty)  # tiles of no tokens
-    tl.store(out + (place * HEADS * DIM + heads)[:, None] + d[None, :], result, mask=q_mask)
+    tl.store(out + places[:, None] + d[None, :], result, mask=mask)
 
 
 def paged_pieces(
@@ -233,7 +280,9 @@ def paged_pieces(
     tiles: torch.Tensor,
     tokens: int,
     out: torch.Tensor,
+    arrivals: torch.Tensor,
     scale: float,
+    split: Split | None = None,
 ) -> None:
     """Causal attention of prompt pieces over all that is held of their requests, the pieces' own keys included.
 
@@ -244,6 +293,8 @@ def paged_pieces(
             of the first; nothing is written for a tile of no tokens.
         tokens: of the largest tile.
         out: like q, dense: written.
+        arrivals: int32, at least tiles * kv_heads zeros if contexts are cut, which are zeros again afterwards.
+        split: how what is held before a tile is cut; None for `piece_split_for`.
     """
     heads, dim = q.shape[1:]
     page, kv_heads = k_cache.shape[1], k_cache.shape[2]
@@ -251,9 +302,13 @@ def paged_pieces(
     group_pad = power(group)
     rows = max(16, tokens * group_pad)
     pad = power(dim)
-    _piece_kernel[(len(tiles), kv_heads)](
-        q, k_cache, v_cache, table, tiles, out, scale * LOG2E, q.stride(0), k_cache.stride(0), k_cache.stride(1),
-        k_cache.stride(2), v_cache.stride(0), v_cache.stride(1), v_cache.stride(2), table.stride(0), HEADS=heads,
-        GROUP=group, GROUP_PAD=group_pad, DIM=dim, DIM_PAD=pad, PAGE=page, ROWS=rows, BLOCK=PIECE_KEYS,
-        num_warps=4, num_stages=2,
+    most, keys = piece_split_for(len(q)) if split is None else split
+    cells = len(q) * heads * most if most > 1 else 0
+    partial = torch.empty(cells, dim, dtype=torch.float32, device=q.device)
+    stats = torch.empty(cells, 2, dtype=torch.float32, device=q.device)
+    _piece_kernel[(len(tiles), kv_heads, most)](
+        q, k_cache, v_cache, table, tiles, out, partial, stats, arrivals, scale * LOG2E, q.stride(0),
+        k_cache.stride(0), k_cache.stride(1), k_cache.stride(2), v_cache.stride(0), v_cache.stride(1),
+        v_cache.stride(2), table.stride(0), keys, HEADS=heads, GROUP=group, GROUP_PAD=group_pad, DIM=dim, DIM_PAD=pad,
+        PAGE=page, ROWS=rows, BLOCK=PIECE_KEYS, MOST=most, num_warps=4, num_stages=2,
     )  # fmt: skip

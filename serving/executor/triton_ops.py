@@ -11,7 +11,7 @@ from dispatchgym.serving.executor.sampling import Draws
 from dispatchgym.serving.executor.tiles import tile_tokens, tiles_of
 
 MOST_ARRIVALS = 1 << 17
-"""Rows of a step times key heads."""
+"""Rows of a step, or tiles, times key heads."""
 
 
 class TritonOps:
@@ -43,14 +43,16 @@ class TritonOps:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         cut = step.cut or self._cut(step, q.shape[1] // k_cache.shape[2])
         n = len(cut.slots)
+        if self._arrivals is None:
+            self._arrivals = torch.zeros(MOST_ARRIVALS, dtype=torch.int32, device=q.device)
         if n:
-            if self._arrivals is None:
-                self._arrivals = torch.zeros(MOST_ARRIVALS, dtype=torch.int32, device=q.device)
             triton_attention.paged_decode(
                 q[:n], k_cache, v_cache, step.table, cut.slots, cut.positions, out[:n], self._arrivals, scale
             )
         if len(cut.tiles):
-            triton_attention.paged_pieces(q, k_cache, v_cache, step.table, cut.tiles, cut.tokens, out, scale)
+            triton_attention.paged_pieces(
+                q, k_cache, v_cache, step.table, cut.tiles, cut.tokens, out, self._arrivals, scale
+            )
         return out.flatten(1)
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:

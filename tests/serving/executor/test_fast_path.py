@@ -146,29 +146,41 @@ def test_the_short_way_says_the_same_when_blocks_run_short() -> None:
 
 
 def test_steps_that_nobody_waits_for_are_laid_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each takes 10, the host plans in 1: launched at 0, 1, 11, 21, seen to end at 10, 20, 30."""
+    """Each takes 10, the host plans in 1: launched at 0, 1, 11, .. 31, seen to end at 10, 20, 30, 40; what is usual is
+    known of three."""
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     clock, engine_s = StepClock(), 0.0
     ends = []
-    for began, seen in ((0.0, None), (1.0, 10.0), (11.0, 20.0), (21.0, 30.0)):
+    for began, seen in ((0.0, None), (1.0, 10.0), (11.0, 20.0), (21.0, 30.0), (31.0, 40.0)):
         now[0] = began if seen is None else seen
         engine_s = max(engine_s, began) + clock.launched(began, began, previous_ended=seen is not None)
         ends.append(engine_s)
-    assert ends == pytest.approx([0.0, 20.0, 30.0, 40.0], abs=1e-5)
-    now[0] = 45.0  # a step that is waited for, after the last of these ended at 40
-    assert max(engine_s, 31.0) + clock.waited(31.0) == pytest.approx(45.0)
+    assert ends == pytest.approx([0.0, 10.0, 20.0, 40.0, 50.0], abs=1e-5)
+    now[0] = 55.0  # a step that is waited for, after the last of these ended at 50
+    assert max(engine_s, 41.0) + clock.waited(41.0) == pytest.approx(55.0)
 
 
 def test_time_that_went_by_idly_is_nobodys_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps of 10; after the third nobody asks for 5,000, and then steps go on."""
+    """Steps of 10; after the fifth nobody asks for 5,000, and then steps go on."""
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     clock, spent = StepClock(), []
     for began, seen, idle in (
-        (0.0, 0.0, False), (1.0, 10.0, False), (11.0, 20.0, False),
+        (0.0, 0.0, False), (1.0, 10.0, False), (11.0, 20.0, False), (21.0, 30.0, False), (31.0, 40.0, False),
         (5000.0, 5000.0, True), (5001.0, 5010.0, False), (5011.0, 5020.0, False),
     ):  # fmt: skip
         now[0] = seen
         spent.append(clock.launched(began, began, previous_ended=seen > 0, idle=idle))
-    assert spent[2:] == pytest.approx([10.0, 10.0, 10.0, 10.0], abs=1e-5)
+    assert spent[4:] == pytest.approx([10.0, 10.0, 10.0, 10.0], abs=1e-5)
+
+
+def test_a_first_step_that_waits_for_a_compiler_is_not_taken_for_the_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 10, but the first is seen to end after 3,000: none of the others seems to take no time."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    clock, spent = StepClock(), []
+    for began, seen in ((0.0, 0.0), (1.0, 3000.0), (3001.0, 3010.0), (3011.0, 3020.0), (3021.0, 3030.0)):
+        now[0] = seen
+        spent.append(clock.launched(began, began, previous_ended=seen > 0))
+    assert min(spent[2:]) >= 9.0
