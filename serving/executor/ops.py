@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from dispatchgym.serving.executor.inputs import StepInputs
 from dispatchgym.serving.executor.sampling import Draws, draw
 
+TILE = 64
+"""Tokens of a prompt piece that attend at once."""
+
 
 class Rope(NamedTuple):
     """How a layer turns queries and keys.
@@ -83,28 +86,21 @@ class TorchOps:
     def attend(self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, step: StepInputs) -> torch.Tensor:
         host, size = step.host, k_cache.shape[1]
         out = torch.empty_like(q)
-        singles = host.singles
-        if singles:
-            longest = int(host.start[:singles].max()) + 1
-            slots, positions = step.slots[:singles].long(), step.positions[:singles]
-            blocks = step.table[slots, : -(-longest // size)].long()
-            seen = torch.arange(blocks.shape[1] * size, device=q.device) <= positions[:, None]
-            k, v = (cache[blocks].flatten(1, 2).transpose(1, 2) for cache in (k_cache, v_cache))
-            found = F.scaled_dot_product_attention(
-                q[:singles, :, None], k, v, attn_mask=seen[:, None, None], enable_gqa=True
-            )
-            out[:singles] = found[:, :, 0]
-        first = host.first
-        for row in range(singles, len(host.slot)):
-            begin, end = int(first[row]), int(first[row + 1])
-            start = int(host.start[row])
-            total = start + end - begin
-            blocks = step.table[int(host.slot[row]), : -(-total // size)].long()
-            k, v = (cache[blocks].flatten(0, 1)[None, :total].transpose(1, 2) for cache in (k_cache, v_cache))
-            seen = torch.arange(total, device=q.device) <= step.positions[begin:end, None]
-            piece = q[begin:end].transpose(0, 1)[None]
-            found = F.scaled_dot_product_attention(piece, k, v, attn_mask=seen, enable_gqa=True)
-            out[begin:end] = found[0].transpose(0, 1)
+        first, starts, slots = host.first.tolist(), host.start.tolist(), host.slot.tolist()
+        # Row by row and tile by tile: padded to the longest text, or to the end of a piece, a step would take longer
+        # than the tokens that it reads.
+        for row, (slot, start) in enumerate(zip(slots, starts, strict=True)):
+            begin, end = first[row], first[row + 1]
+            blocks = step.table[slot, : -(-(start + end - begin) // size)]
+            k, v = (cache.index_select(0, blocks).flatten(0, 1)[None].transpose(1, 2) for cache in (k_cache, v_cache))
+            for at in range(begin, end, TILE):
+                to = min(at + TILE, end)
+                total = start + to - begin
+                seen = None if to - at == 1 else torch.arange(total, device=q.device) <= step.positions[at:to, None]
+                found = F.scaled_dot_product_attention(
+                    q[at:to].transpose(0, 1)[None], k[:, :, :total], v[:, :, :total], attn_mask=seen, enable_gqa=True
+                )
+                out[at:to] = found[0].transpose(0, 1)
         return out.flatten(1)
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
