@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,7 @@ from dispatchgym.envs.llm.workload import Workload
 from dispatchgym.solvers.llm.batch_llm import BatchLlm
 from dispatchgym.solvers.llm.eb_plus import EbPlus
 from dispatchgym.solvers.llm.flow_prefill import FlowPrefill
+from dispatchgym.solvers.llm.identity import Who, who
 from dispatchgym.solvers.llm.laps import Laps
 from dispatchgym.solvers.llm.least_slack import LeastSlack
 from dispatchgym.solvers.llm.past_future import PastFuture
@@ -86,31 +88,38 @@ class Menu:
         for each in self._dishes.values():
             each.reset(spec, seed)
         self.chosen = "vllm"
-        self.choices: list[str] = []
-        self._seen: dict[int, Facts] = {}
-        self._hashes: dict[int, np.ndarray] = {}
-        self._next = FIRST
+        self.choices: deque[str] = deque(maxlen=100)
+        self._seen: dict[Who, Facts] = {}  # by arrival: the last ones, and before them who is still here
+        self._hashes: dict[Who, np.ndarray] = {}
+        self._arrivals, self._next = 0, FIRST
 
     def decide(self, view: EngineView) -> Plan:
         self._watch(view)
-        if len(self._seen) >= self._next:
-            self._next = len(self._seen) + min(self.window, len(self._seen))
+        if self._arrivals >= self._next:
+            self._next = self._arrivals + min(self.window, self._arrivals)
             self._choose(view)
         return self._dishes[self.chosen].decide(view)
 
     def _watch(self, view: EngineView) -> None:
-        """Remember who came, and how many tokens each has put out."""
+        """Remember who came, and how many tokens each has put out; forget who left before the last arrivals came."""
+        present: set[Who] = set()
         for table in (view.running, view.waiting):
-            for k, (r, out) in enumerate(zip(table.id.tolist(), table.generated.tolist(), strict=True)):
-                facts = self._seen.get(r)
+            for k, (each, out) in enumerate(zip(who(table), table.generated.tolist(), strict=True)):
+                present.add(each)
+                facts = self._seen.get(each)
                 if facts is None:
-                    facts = self._seen[r] = _facts(table, k)
-                    if view.texts is not None and len(view.texts.hashes[r]):
-                        self._hashes[r] = view.texts.hashes[r]
+                    self._arrivals += 1
+                    facts = self._seen[each] = _facts(table, k)
+                    if view.texts is not None and len(view.texts.hashes[each[0]]):
+                        self._hashes[each] = view.texts.hashes[each[0]]
                 facts["out"] = max(out, 1)
-        present = {*view.running.id.tolist(), *view.waiting.id.tolist()}
-        for r in list(self._seen)[-2 * self.window :]:
-            self._seen[r]["here"] = float(r in present)
+        seen, last = list(self._seen), 2 * self.window
+        for each in seen[-last:]:
+            self._seen[each]["here"] = float(each in present)
+        for each in seen[:-last]:
+            if each not in present:
+                del self._seen[each]
+                self._hashes.pop(each, None)
 
     def _choose(self, view: EngineView) -> None:
         workload = self._window(view)
@@ -133,15 +142,15 @@ class Menu:
 
     def _window(self, view: EngineView) -> Workload:
         """The last arrivals as a workload."""
-        rows = sorted(list(self._seen)[-2 * self.window :], key=lambda r: self._seen[r]["arrival_s"])[-self.window :]
+        rows = sorted(list(self._seen)[-2 * self.window :], key=lambda each: each[1])[-self.window :]
         # Those that ended early say too little of how long the others go on.
         mean = float(view.history.mean()) if len(view.history) else 0.0
-        column = {name: np.array([self._seen[r][name] for r in rows]) for name in self._seen[rows[0]]}
+        column = {name: np.array([self._seen[each][name] for each in rows]) for name in self._seen[rows[0]]}
         most = column["max_new_tokens"]
         guess = np.where(column["here"] > 0, np.maximum(column["out"] + 1, mean if mean else most / 4), column["out"])
         output = np.clip(np.rint(guess), 1, most)
         fits = self._spec.kv_blocks * self._spec.config.block_tokens - column["prompt_tokens"] - 1
-        hashes = [self._hashes.get(r, np.zeros(0, np.int64)) for r in rows]
+        hashes = [self._hashes.get(each, np.zeros(0, np.int64)) for each in rows]
         size = view.texts.block_tokens if view.texts is not None else 16
         return Workload(
             arrival_s=column["arrival_s"] - column["arrival_s"][0],

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.engine import Engine
-from dispatchgym.envs.llm.policy import EngineSpec, Pin
+from dispatchgym.envs.llm.policy import CompiledPolicy, EngineSpec, Pin, Policy
 from dispatchgym.envs.llm.setup import fresh_state
 from dispatchgym.solvers.llm.batch_llm import BatchLlm
 from dispatchgym.solvers.llm.ltr import LearningToRank
+from dispatchgym.solvers.llm.menu import Menu
 from dispatchgym.solvers.llm.mlfq import Mlfq
 from dispatchgym.solvers.llm.schedulers import SCHEDULERS
 from dispatchgym.solvers.llm.vtc import Vtc
@@ -71,16 +73,34 @@ def test_batch_llm_pins_and_unpins_who_is_there() -> None:
 
 @pytest.mark.parametrize("name", ["mlfq", "ltr", "vtc", "batch-llm", "andes", "sglang", "laps", "past-future"])
 def test_a_live_engine_that_reuses_numbers_serves_everyone(name: str) -> None:
-    """Three waves of requests, each let go before the next: the same three numbers each time."""
+    policy = SCHEDULERS[name]()
+    assert not isinstance(policy, CompiledPolicy)
+    serve_waves(policy, 3)
+
+
+def test_the_menu_counts_everyone_and_remembers_the_last_and_the_present() -> None:
+    """30 requests under 3 numbers. Choices are due after 8, 13, 19 and 25 of them, and made when the wave is there."""
+    menu = Menu(window=4)
+    serve_waves(menu, 10)
+    assert len(menu.choices) == 4
+    assert len(menu._seen) == len(menu._hashes) == 8
+    stays = {"id": 0, "arrival_s": 100.0, "prompt_tokens": 60, "max_new_tokens": 8}
+    for k in range(20):
+        menu._watch(view([stays], [{**stays, "id": 1, "arrival_s": 101.0 + k}], hashes={0: [], 1: []}))
+        assert (0, 100.0) in menu._seen
+    assert len(menu._seen) == 9
+
+
+def serve_waves(policy: Policy, waves: int) -> None:
+    """Three requests a wave, each let go before the next: the same three numbers each time."""
     clock = [0.0]
     config = EngineConfig(kv_blocks=40, host_blocks=40, max_seqs=4, token_budget=128, max_len=200)
-    policy = SCHEDULERS[name]()
     state = fresh_state(random_workload(0, 0), config, PROFILE, 0, steps=False, tokens=False)
     spec = EngineSpec(config, PROFILE, 40)
-    policy.reset(spec, 0)  # type: ignore[union-attr]
+    policy.reset(spec, 0)
     engine = Engine(state, policy, spec, clock=lambda: clock[0])
-    for wave in range(3):
-        numbers = [engine.submit(60, 8 + k) for k in range(3)]
+    for wave in range(waves):
+        numbers = [engine.submit(60, 8 + k, hashes=np.arange(3)) for k in range(3)]
         assert sorted(numbers) == [0, 1, 2], wave
         for _ in range(200):
             clock[0] += 0.01
