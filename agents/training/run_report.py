@@ -178,9 +178,10 @@ def _speed_card(timings: Sequence[Mapping[str, float]], rows: Sequence[Mapping[s
 
 def _next_card(config: TrainConfig, folder: Path) -> str:
     run, suite = escape(str(folder)), SUITES.get(config.graph, SUITES[config.shop.variant])
+    policies = ",".join((*config.validation.rules[:1], "bundle:BUNDLE"))
     commands = [
         ("Export the best weights", f"dispatchgym export {run} --out BUNDLE"),
-        ("Judge them", f"dispatchgym evaluate {suite} --policies {config.validation.rules[0]},bundle:BUNDLE"),
+        ("Judge them", f"dispatchgym evaluate {suite} --policies {policies}"),
         ("Train on", f"dispatchgym train --resume {run} iterations=N"),
     ]
     if (folder / "wandb").is_dir():
