@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,16 +141,22 @@ class EngineBatch:
             how=np.zeros(room.requests + 1, np.int32),
         )
         self.turns.episode["over"] = 1
-        self.executors: dict[int, Executor] = {}
+        self._makers: dict[int, Callable[[State], Executor]] = {}
+        self._executors: dict[int, Executor] = {}
 
     def state(self, i: int) -> State:
         """The arrays of engine i."""
         mine = State(*(array[i] for array in self.turns.state))
         return mine._replace(req=mine.req[: int(mine.eng["num"][0])])
 
-    def run_elsewhere(self, i: int, executor: Executor) -> None:
-        """Let an executor run the steps of engine i, freshly loaded."""
-        self.executors[i] = executor
+    def run_elsewhere(self, i: int, executor: Callable[[State], Executor]) -> None:
+        """Let an executor run the steps of engine i, freshly loaded.
+
+        Args:
+            executor: called with the engine's arrays at its first step; until then others may run what it returns.
+        """
+        self._makers[i] = executor
+        self._executors.pop(i, None)
         self.turns.episode["elsewhere"][i] = 1
 
     def load(self, i: int, serving: Serving, copies: int = 1) -> None:
@@ -203,11 +209,13 @@ class EngineBatch:
         reward = np.zeros(self.num_envs)
         play(self.turns, actions, reward, to_end)
         episode = self.turns.episode
-        while self.executors and episode["pending"].any():
+        while self._makers and episode["pending"].any():
             more, book = np.zeros(self.num_envs), np.full(self.num_envs, -1, np.int64)
             for i in np.flatnonzero(episode["pending"]).tolist():
                 state = self.state(i)
-                result = self.executors[i].run(batch_of(state), np.inf)
+                if i not in self._executors:
+                    self._executors[i] = self._makers[i](state)
+                result = self._executors[i].run(batch_of(state), np.inf)
                 rows = state.batch[: state.eng["batch"][0]]
                 rows["emitted"], rows["stopped"] = result.emitted, result.stopped
                 episode["duration_s"][i], book[i] = result.duration_s, BOOK

@@ -4,7 +4,7 @@ What is drawn, each independently unless said otherwise (U: uniform, L: log-unif
 
 - step times: the roofline profile of an 8B model on an H200, its coefficients each times L(0.5, 2), then all times
   L(0.5, 4); a token of a prompt and reading KV as if texts were L(1, 12) times as long; half of the time a fixed cost
-  of 0 to 30 % of a step for mixing prompts and decoding.
+  of 0 to 30 % of a step for mixing prompts and decoding. `DrawConfig.profile` names others, for all problems.
 - half of the profiles are like measured ones, where engines capture steps that only decode: those have coefficients of
   their own and run on graphs of certain sizes; the fixed cost of other steps is L(0.2, 1) of a decoding step, half of
   the time all of it beside the tokens' (no `weights_s`); and the host needs L(0.4, 6) decoding steps to launch them,
@@ -42,6 +42,8 @@ Ints = npt.NDArray[np.int64]
 HASH_TOKENS = 16
 HISTORY = 256
 MOST_SEQS = 64
+MOST_TOKENS = 2048
+"""Of a step."""
 
 MEASURED = 0.5
 """Share of the profiles that are like measured ones."""
@@ -79,6 +81,7 @@ class DrawConfig:
         prefill_only: share of problems whose requests all end with their first token.
         offline: share of problems whose requests are all there at the start.
         mixes: kinds of traffic, names in MIXES.
+        profile: step times, a profile's name or JSON file, and with them rates and bounds; None for random ones.
     """
 
     requests: tuple[int, int] = (80, 200)
@@ -87,6 +90,7 @@ class DrawConfig:
     prefill_only: float = 0.25
     offline: float = 0.125
     mixes: tuple[str, ...] = ("chat", "code", "classes", "short-long", "uniform", "prefixes", "tenants")
+    profile: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.requests[0] <= self.requests[1] or self.longest < 64:
@@ -96,6 +100,8 @@ class DrawConfig:
         for name in self.mixes or ("",):
             if name not in MIXES:
                 raise UsageError(f"llm.draw.mixes: {name!r} is not one of {', '.join(MIXES)}")
+        if self.profile is not None:
+            load_profile(self.profile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +208,7 @@ def draw(rng: np.random.Generator, config: DrawConfig | None = None) -> Serving:
     traffic = MIXES[mix](rng, n, c.longest)
     if rng.random() < c.prefill_only:
         traffic = replace(traffic, output=np.ones(n, np.int64), most=np.ones(n, np.int64))
-    profile = draw_profile(rng)
+    profile = draw_profile(rng) if c.profile is None else load_profile(c.profile)
     engine = _engine(rng, traffic, c.longest)
     offline = rng.random() < c.offline
     times = np.zeros(n) if offline else _arrivals(rng, traffic, profile, engine, n, c.load)
@@ -264,13 +270,18 @@ def _engine(rng: np.random.Generator, traffic: _Traffic, longest: int) -> Engine
     pressed = rng.random() < 0.5
     tokens = mean * places * (rng.uniform(0.25, 0.9) if pressed else rng.uniform(1.2, 2.0))
     blocks = min(max(int(tokens), most + 32) // 16 + 2, pool_blocks(longest))
-    budget = 2 ** int(rng.integers(6, 12))
+    budget = 2 ** int(rng.integers(6, MOST_TOKENS.bit_length()))
     return EngineConfig(kv_blocks=blocks, max_seqs=places, token_budget=budget, history=HISTORY, max_preemptions=20)
 
 
 def pool_blocks(longest: int) -> int:
     """Blocks of the largest pool."""
     return 40 * longest // 16
+
+
+def largest_engine(longest: int) -> EngineConfig:
+    """At least as large as any that is drawn."""
+    return EngineConfig(kv_blocks=pool_blocks(longest), max_seqs=MOST_SEQS, token_budget=MOST_TOKENS, history=HISTORY)
 
 
 def _arrivals(

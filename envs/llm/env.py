@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -98,7 +99,7 @@ class LLMEngineEnv(gym.Env[padding.Padded, np.int64]):
             workload = self.problem.workload
             self.problem = replace(self.problem, engine=self._backend.fit(self.problem.engine, workload))
             self._batch.load(0, self.problem)
-            self._batch.run_elsewhere(0, self._backend.executor(self._batch.state(0), workload))
+            self._batch.run_elsewhere(0, partial(self._backend.executor, workload=workload))
         self._batch.begin()
         return self._observation(), self._info()
 
