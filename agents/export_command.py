@@ -22,8 +22,8 @@ from dispatchgym.agents.export_targets import TARGETS, instructions, policy_name
 from dispatchgym.agents.onnx_export import require_exporter
 from dispatchgym.agents.plain_values import build, to_mapping
 from dispatchgym.agents.policy import GraphNetwork
-from dispatchgym.agents.settings import SPECS, Setting
-from dispatchgym.agents.training.config import TrainConfig, from_mapping, is_llm, is_packing
+from dispatchgym.agents.settings import SPECS
+from dispatchgym.agents.training.config import from_mapping
 from dispatchgym.agents.training.tracking import log_bundle
 from dispatchgym.envs.api import UsageError
 
@@ -79,7 +79,7 @@ def _from_run(options: argparse.Namespace, folder: Path, name: str) -> None:
     network.load_state_dict(load_file(str(best / "weights.safetensors")))
     bundle_export.export(
         network,
-        _setting(config),
+        config.setting,
         folder,
         name=name,
         seed=config.seed,
@@ -96,13 +96,6 @@ def _from_run(options: argparse.Namespace, folder: Path, name: str) -> None:
         revision=_revision(),
         onnx=options.onnx,
     )
-
-
-def _setting(config: TrainConfig) -> Setting:
-    """What the policy was trained for."""
-    if is_llm(config.graph):
-        return config.llm.choices
-    return config.packing.choices if is_packing(config.graph) else config.shop
 
 
 def _from_bundle(options: argparse.Namespace, folder: Path, name: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
+from torch import Tensor
 
 from dispatchgym.agents.worlds import World
 from dispatchgym.envs.api import UsageError
@@ -68,12 +69,13 @@ class GraphVecEnv(VecEnv):
     ) -> None:
         self.world = world
         self.runs = world.runs(rollout.instances, rollout.rollouts, rollout.lanes, device)
-        self.length = rollout.steps or world.steps
+        self.length = rollout.steps or world.steps(rollout.num_envs)
         self.seed_number = seed
         self.rounds = 0
         self.render_mode: str | None = None
         self._step = 0
         self._choices = np.zeros(rollout.num_envs, np.int64)
+        self._asked = np.zeros(0, np.int64)  # environments that the last observation shows
         self._episode = _Episode()
         self._unit = np.ones(rollout.num_envs)
         self._no_infos: list[dict[str, Any]] = [{} for _ in range(rollout.num_envs)]
@@ -86,7 +88,7 @@ class GraphVecEnv(VecEnv):
         self._unit = self.world.start(self.runs, (self.seed_number, 0, self.rounds), self.rounds)
         self._episode = _Episode(np.zeros(self.num_envs), np.zeros(self.num_envs, np.int64))
         self._step = 0
-        return self.runs.observe()
+        return self._observe()
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
         self._choices = actions
@@ -94,7 +96,7 @@ class GraphVecEnv(VecEnv):
     def step_wait(self) -> Any:  # observations are tensors, where VecEnvStepReturn wants arrays
         playing = ~self.runs.over
         reward = self.runs.step(self._choices)
-        self._episode.length += playing
+        self._episode.length[self._asked] += 1
         self._step += 1
         is_last = self._step == self.length
         if is_last:
@@ -106,7 +108,12 @@ class GraphVecEnv(VecEnv):
         if is_last:
             self.rounds += 1
             return self.reset(), reward.astype(np.float32), over, infos
-        return self.runs.observe(), reward.astype(np.float32), over, infos
+        return self._observe(), reward.astype(np.float32), over, infos
+
+    def _observe(self) -> dict[str, Tensor]:
+        seen: dict[str, Tensor] = self.runs.observe()
+        self._asked = seen["active"].cpu().numpy()
+        return seen
 
     def _infos(self, finished: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
         if len(finished) == 0:

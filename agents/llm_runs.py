@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dispatchgym.envs.llm.backends import Backend
 from dispatchgym.envs.llm.batch import ChoicesConfig, EngineBatch, Reward, Room
 from dispatchgym.envs.llm.draws import Serving
 from dispatchgym.envs.llm.graph import SPEC
@@ -30,6 +32,7 @@ class EngineRuns:
         reward: what is paid.
         lanes: threads; the largest divisor of `num_instances` up to it is used.
         device: where observations go.
+        backend: what runs the steps of the one engine that there is then; None for the problems' profiles.
     """
 
     spec = SPEC
@@ -42,8 +45,11 @@ class EngineRuns:
         reward: Reward,
         lanes: int = 1,
         device: torch.device | str = "cpu",
+        backend: Backend | None = None,
     ) -> None:
         self.num_envs = num_instances * rollouts
+        assert backend is None or self.num_envs == 1
+        self.backend = backend
         self.rollouts = rollouts
         self.config = config
         self.reward = reward
@@ -64,6 +70,8 @@ class EngineRuns:
             batch = EngineBatch(self._in_lane, Room.of(mine), self.config, self.reward)
             for k, problem in enumerate(mine):
                 batch.load(k * self.rollouts, problem, self.rollouts)
+                if self.backend is not None:
+                    batch.run_elsewhere(k, partial(self.backend.executor, workload=problem.workload))
             batch.begin()
             return batch
 
@@ -80,11 +88,15 @@ class EngineRuns:
         return np.concatenate([batch.requests for batch in self.batches])
 
     @property
+    def now_s(self) -> npt.NDArray[np.float64]:
+        """Clocks, shape (N,)."""
+        return np.concatenate([batch.now_s for batch in self.batches])
+
+    @property
     def loss(self) -> npt.NDArray[np.float64]:
         """Per cent by which the goodput is below that of meeting all bounds in the reference time, shape (N,)."""
         met = np.concatenate([batch.met for batch in self.batches])
-        now_s = np.concatenate([batch.now_s for batch in self.batches])
-        goodput = met / self.requests * self._reference_s / np.maximum(now_s, 1e-9)
+        goodput = met / self.requests * self._reference_s / np.maximum(self.now_s, 1e-9)
         lost: npt.NDArray[np.float64] = 100.0 * (1.0 - goodput)
         return lost
 
@@ -129,7 +141,7 @@ class EngineRuns:
         found["candidate_ptr"] = found["ptr/request"]
         found["active"] = self._tensor(active)
         found["over"] = self._tensor(over)
-        found["now"] = self._tensor(np.concatenate([batch.now_s for batch in self.batches]))
+        found["now"] = self._tensor(self.now_s)
         found["discount"] = self._tensor(np.concatenate([batch.discount for batch in self.batches]))
         return found
 

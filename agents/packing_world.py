@@ -190,8 +190,7 @@ class PackingWorld:
     def most_choices(self) -> int:
         return self.source.choices.most
 
-    @property
-    def steps(self) -> int:
+    def steps(self, num_envs: int) -> int:
         return self.source.twins.steps if self.graph == "bindings" else self.source.pods.steps
 
     def runs(self, num_instances: int, rollouts: int, lanes: int, device: torch.device | str) -> PackingRuns:

@@ -197,8 +197,7 @@ class ShopWorld:
     def most_choices(self) -> int:
         return self.source.capacity.jobs + 1
 
-    @property
-    def steps(self) -> int:
+    def steps(self, num_envs: int) -> int:
         """The operations of the largest instance; twice as many where WAIT is a decision too."""
         room = self.source.capacity
         return 2 * room.ops + room.jobs if self.shop.is_blocking else room.ops

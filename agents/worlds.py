@@ -21,7 +21,8 @@ Losses = npt.NDArray[np.float64]
 
 
 class Runs(Protocol):
-    """N environments shown to a network as graphs; moves without an alternative make themselves.
+    """N environments shown to a network as graphs, all at a time or one after the other; moves without an alternative
+    make themselves.
 
     Attributes:
         num_envs: N.
@@ -39,7 +40,7 @@ class Runs(Protocol):
         """Carry out candidate `choices[i]` of the last observation where it is not over; returns rewards, (N,)."""
 
     def observe(self) -> dict[str, Tensor]:
-        """Graphs of those that are not over, as `GraphTensors.to_dict`.
+        """Graphs of those that are to choose, as `GraphTensors.to_dict`.
 
         Besides: "active", int64 numbers of those environments, and "over", bool of shape (N,).
         """
@@ -77,15 +78,15 @@ class World(Protocol[R]):
     Attributes:
         spec: of its graphs.
         most_choices: candidates of the largest decision.
-        steps: decisions that an episode may need.
     """
 
     @property
     def spec(self) -> GraphSpec: ...
     @property
     def most_choices(self) -> int: ...
-    @property
-    def steps(self) -> int: ...
+
+    def steps(self, num_envs: int) -> int:
+        """Decisions that the longest of so many episodes may need; all of them where they play one after the other."""
 
     def runs(self, num_instances: int, rollouts: int, lanes: int, device: torch.device | str) -> R:
         """Room for `rollouts` consecutive environments on each of so many instances, stepped by `lanes` threads."""

@@ -16,6 +16,7 @@ from dispatchgym.agents.packing_world import PackingSource
 from dispatchgym.agents.plain_values import build, to_mapping
 from dispatchgym.agents.rollout_buffer import Advantage
 from dispatchgym.agents.schedules import SHAPES
+from dispatchgym.agents.settings import Setting
 from dispatchgym.agents.shop_world import InstanceSource
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.jobshop.batch import ShopConfig
@@ -24,6 +25,7 @@ from dispatchgym.envs.packing import shortlist
 from dispatchgym.envs.registry import unknown_name
 
 SCHEMA = 1
+BUNDLE = "bundle:"
 
 Graph = Literal["jobs", "ops", "pilot", "repack", "bindings", "engine"]
 """Graphs to train on: three of the job shop, two of packing, one of an LLM engine."""
@@ -210,6 +212,8 @@ class TrainConfig:
             stay float32, and so does all of the evaluation.
         graph: which observation, and by it which world: "jobs", "ops" and "pilot" are of the job shop, "repack" is of
             clusters of pods, "bindings" of clusters of GPUs, "engine" of an LLM engine.
+        start: bundle:NAME or bundle:PATH whose weights and input standardisation the training begins with; its graph,
+            policy and setting must be those of the run. None to begin as `policy.rule`.
         ema: per iteration, how much of the averaged weights stays; the average is what is evaluated and exported.
         checkpoint_every: iterations between two checkpoints.
     """
@@ -221,6 +225,7 @@ class TrainConfig:
     threads: int = 1
     precision: Literal["float32", "tf32", "bf16"] = "tf32"
     graph: Graph = "jobs"
+    start: str | None = None
     ema: float = 0.9
     checkpoint_every: int = 10
     shop: ShopConfig = field(default_factory=ShopConfig)
@@ -246,6 +251,20 @@ class TrainConfig:
             )
         if not 0.0 <= self.ema < 1.0:
             raise UsageError(f"ema is {self.ema}; it must be a share from 0 up to 1")
+        if self.start is not None and not self.start.startswith(BUNDLE):
+            raise UsageError(f"start is {self.start!r}; write {BUNDLE}NAME or {BUNDLE}PATH")
+        if is_llm(self.graph) and not self.llm.is_simulated and self.rollout.lanes > 1:
+            raise UsageError(
+                f"rollout.lanes is {self.rollout.lanes}, but llm.executor {self.llm.executor!r} runs one episode at a "
+                "time; write rollout.lanes=1"
+            )
+
+    @property
+    def setting(self) -> Setting:
+        """What a policy is trained for, as bundles keep it."""
+        if is_llm(self.graph):
+            return self.llm.choices
+        return self.packing.choices if is_packing(self.graph) else self.shop
 
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig:

@@ -18,6 +18,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
+from dispatchgym.agents import bundle
 from dispatchgym.agents.evaluation.files import atomic_write
 from dispatchgym.agents.graph_tensors import GraphTensors
 from dispatchgym.agents.graph_vec_env import GraphVecEnv
@@ -26,6 +27,7 @@ from dispatchgym.agents.policy import GraphActorCriticPolicy, GraphNetwork
 from dispatchgym.agents.rollout_buffer import RaggedRolloutBuffer
 from dispatchgym.agents.schedules import Schedule
 from dispatchgym.agents.shop_world import Pictured, ShopExam
+from dispatchgym.agents.torch_network import TorchNetwork
 from dispatchgym.agents.training.checkpoint import (
     load_checkpoint,
     on_device,
@@ -34,7 +36,7 @@ from dispatchgym.agents.training.checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
-from dispatchgym.agents.training.config import TrainConfig, dump
+from dispatchgym.agents.training.config import BUNDLE, TrainConfig, dump
 from dispatchgym.agents.training.evaluations import GREEDY
 from dispatchgym.agents.training.imitation import imitate
 from dispatchgym.agents.training.pictures import write_pictures
@@ -42,7 +44,7 @@ from dispatchgym.agents.training.run_report import write_run_report
 from dispatchgym.agents.training.tracking import Tracker, payload, tensorboard_logger
 from dispatchgym.agents.training.validation import Validation
 from dispatchgym.agents.training.world import world_of
-from dispatchgym.envs.api import DispatchGymError
+from dispatchgym.envs.api import DispatchGymError, UsageError
 
 Report = Callable[[int, Mapping[str, float], Mapping[str, float]], None]
 """Called after every iteration with its number, its metrics and its timings (none for those of an earlier session)."""
@@ -117,6 +119,28 @@ def fit_scale(policy: GraphActorCriticPolicy, config: TrainConfig) -> None:
         choices[:] = action.cpu().numpy()
         runs.step(choices)
     policy.fit_scale(seen)
+
+
+def start_from(policy: GraphActorCriticPolicy, config: TrainConfig, name: str) -> None:
+    """Give the policy the weights and the input standardisation of a bundle; a critic begins anew.
+
+    Raises:
+        UsageError: it is for other graphs, of another architecture or for another setting.
+    """
+    loaded = bundle.load(bundle.find(name.removeprefix(BUNDLE)))
+    runtime = loaded.runtime
+    assert isinstance(runtime, TorchNetwork)
+    for part, own, other in (
+        ("graph", config.graph, runtime.spec.graph),
+        ("policy", config.policy, runtime.config),
+        ("setting", config.setting, loaded.setting),
+    ):
+        if own != other:
+            raise UsageError(
+                f"start {name!r}: its {part} is not the run's; use the recipe that it was trained by, which its "
+                f"{bundle.MANIFEST} has as training.config"
+            )
+    policy.network.load_state_dict(runtime.network.state_dict())
 
 
 class RunCallback(BaseCallback):
@@ -337,7 +361,10 @@ def train(config: TrainConfig, folder: Path, report: Report, resume: bool = Fals
         else:
             for name in ("metrics.jsonl", "timing.jsonl", "imitation.jsonl"):
                 (folder / name).unlink(missing_ok=True)
-            fit_scale(model.policy, config)
+            if config.start is None:
+                fit_scale(model.policy, config)
+            else:
+                start_from(model.policy, config, config.start)
             if config.warm_start.teacher != "none":
                 imitate(model.policy, config, folder / "imitation.jsonl")
         if callback.iteration < config.iterations:
