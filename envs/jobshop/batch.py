@@ -12,6 +12,7 @@ import numpy.typing as npt
 from dispatchgym.envs.api import GraphBatch, GraphSpec, InvalidActionError, UsageError
 from dispatchgym.envs.jobshop import graph as graphs
 from dispatchgym.envs.jobshop import kernel, pilot
+from dispatchgym.envs.jobshop.graph_rows import GraphArrays
 from dispatchgym.envs.jobshop.instance import Instance
 from dispatchgym.envs.jobshop.scenario import OnInterrupt, Scenario
 from dispatchgym.envs.jobshop.schedule import Schedule, Variant
@@ -244,12 +245,12 @@ class ShopBatch:
         node_ptr = {n.name: offsets[n.name] for n in self.spec.nodes}
         return GraphBatch(x, node_ptr, link, candidate, action, offsets["candidate"])
 
-    def write(self, ptr: npt.NDArray[np.int32], out: graphs.GraphArrays) -> None:
+    def write(self, ptr: npt.NDArray[np.int32], out: GraphArrays) -> None:
         """Write the graphs of all environments; `ptr`, (4, N + 1), are their first rows as `count_all` finds them."""
         graphs.write_all(self.problem, self.shop, self.mode, self.spec.graph == "ops", ptr, out)
         self.write_pilots(ptr, out)
 
-    def write_pilots(self, ptr: npt.NDArray[np.int32], out: graphs.GraphArrays) -> None:
+    def write_pilots(self, ptr: npt.NDArray[np.int32], out: GraphArrays) -> None:
         """The columns of the look-ahead, if the graph has them."""
         if self._pilots is not None:
             most = pilot.MOST_BLOCKING if self.config.is_blocking else pilot.MOST_CLASSIC
@@ -262,11 +263,11 @@ class ShopBatch:
         link: dict[str, npt.NDArray[np.int32]],
         candidate: npt.NDArray[np.int32],
         action: npt.NDArray[np.int32],
-    ) -> graphs.GraphArrays:
+    ) -> GraphArrays:
         """The named arrays in the order the kernels want them."""
         ops = self.spec.graph == "ops"
         first, second, third, fourth = ("needs", "of", "then", "first") if ops else ("next", "second", "third", "")
-        return graphs.GraphArrays(
+        return GraphArrays(
             op=x["op"] if ops else _NO_ROWS,
             job=x["job"],
             machine=x["machine"],
