@@ -132,7 +132,10 @@ class Traffic:
             return workloads.load(self.trace, requests=wanted, seed=seed, parameters=parameters)
         try:
             return workloads.load(self.trace, seed=seed, parameters=parameters)
-        except UsageError:
+        except UsageError as error:  # no arrival times, unless the rate is not taken either
             if self.rate is None:
                 raise
-            return workloads.load(self.trace, rate_per_s=self.rate, seed=seed, parameters=parameters)
+            try:
+                return workloads.load(self.trace, rate_per_s=self.rate, seed=seed, parameters=parameters)
+            except UsageError:
+                raise error from None
