@@ -18,7 +18,8 @@ from dispatchgym.serving.kube.scheduler_command import KubeScheduler, serve
 from dispatchgym.serving.kube.scheduler_lease import LeaseSettings
 from dispatchgym.serving.kube.scheduler_repack import RepackSettings
 from tests.e2e.kubernetes.control_plane import free_port
-from tests.serving.kube.api_server import PATH, ApiServer
+from tests.serving.kube.api_handler import PATH
+from tests.serving.kube.api_server import ApiServer
 from tests.serving.kube.clusters import all_bound, node, pod
 
 Json = dict[str, Any]
