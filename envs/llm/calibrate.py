@@ -25,8 +25,8 @@ DECODING_COLUMNS = ("base_s", "token_s", "row_s", "context_s", "spread_s")
 KNEES = 24
 """Batch sizes that are tried for that, and once more between the neighbours of the best."""
 
-LEADS = 9
-"""Values of `lead_s` that are tried, and once more about the best."""
+LEADS = 7
+"""Values of `lead_s` and of `captured_lead_s` that are tried, and once more about the best."""
 
 HOST_SHARE, ROUNDS = 0.3, 3
 """Of steps that are not captured, the share that runs the fewest tokens is taken to wait for the host; the others for
@@ -100,7 +100,7 @@ def predict(profile: Profile, steps: Sequence[StepCost]) -> F64:
     before = np.array([step.plain_before_s for step in steps])
     work = _work(_columns(steps, run), [getattr(profile, name) for name in COLUMNS], profile.weights_s)
     host = np.array([profile.host_s + profile.host_mixed_s * step.is_mixed for step in steps])
-    seconds = np.maximum(work - np.minimum(profile.lead_s, before), host - before)
+    seconds = np.maximum(work - np.minimum(_leads(profile, run), before), host - before)
     plain = _work(_decoding_columns(steps, run), [getattr(d, name) for name in DECODING_COLUMNS], d.weights_s)
     return np.where([step.is_plain for step in steps], plain, seconds)
 
@@ -118,7 +118,9 @@ def fit(rough: Profile, steps: Sequence[StepCost]) -> Profile:
     """
     if len(steps) < 2 * len(COLUMNS):
         raise UsageError(f"calibration: {len(steps)} measured steps are too few for {len(COLUMNS)} coefficients")
-    rough = replace(rough, source="measured", host_s=0.0, host_mixed_s=0.0, lead_s=0.0, decoding=None)
+    rough = replace(
+        rough, source="measured", host_s=0.0, host_mixed_s=0.0, lead_s=0.0, captured_lead_s=0.0, decoding=None
+    )
     if not rough.graph_sizes:
         return _fit_device(rough, steps)
     plain = [step for step in steps if step.is_plain]
@@ -127,34 +129,46 @@ def fit(rough: Profile, steps: Sequence[StepCost]) -> Profile:
         raise UsageError(f"calibration: {len(plain)} steps of decoding alone are too few")
     terms, weights_s = _fit(_decoding_columns(plain, positions(rough, plain)), plain, DECODING_COLUMNS, KNEES)
     rough = replace(rough, decoding=Decoding(weights_s=weights_s, **terms))
-    found: list[Profile] = []
-    low, high = 0.0, min((step.seconds for step in rest), default=0.0) * any(step.plain_before_s for step in rest)
-    for _ in range(2 if high > 0 else 1):
-        tried = np.linspace(low, high, LEADS if high > 0 else 1)
-        found += [way(replace(rough, lead_s=float(x)), rest) for x in tried for way in (_fit_device, _fit_beside_host)]
-        best = min(found, key=lambda each: relative_errors(each, rest).sum())
-        stride = (high - low) / LEADS
-        low, high = max(best.lead_s - stride, 0.0), best.lead_s + stride
+    best = _better(None, [rough], rest)
+    most = min(step.seconds for step in rest) if any(step.plain_before_s for step in rest) else 0.0
+    for spread in (most, most / LEADS) if most > 0 else ():
+        for name in ("lead_s", "captured_lead_s") if rough.captured_tokens else ("lead_s",):
+            found = getattr(best, name)
+            tried = np.linspace(max(found - spread, 0.0), found + spread, LEADS).tolist()
+            best = _better(best, [replace(best, **{name: x}) for x in tried], rest)
     return best
 
 
+def _better(best: Profile | None, tried: Sequence[Profile], steps: Sequence[StepCost]) -> Profile:
+    """The best one so far, or what fits best with the leads of these."""
+    found = [way(each, steps) for each in tried for way in (_fit_device, _fit_beside_host)]
+    return min([best, *found] if best else found, key=lambda each: relative_errors(each, steps).sum())
+
+
 def _fit_device(rough: Profile, steps: Sequence[StepCost]) -> Profile:
-    """Fit steps that all wait for the device, `lead_s` being what it is."""
+    """Fit steps that all wait for the device, the leads being what they are."""
     if len(steps) < 2 * len(COLUMNS):
         raise UsageError(f"calibration: {len(steps)} steps with prompts are too few for {len(COLUMNS)} coefficients")
+    rough = replace(rough, host_s=0.0, host_mixed_s=0.0)
     columns = _columns(steps, positions(rough, steps))
     terms, weights_s = _fit(columns, steps, COLUMNS, KNEES, _unsaved(rough, steps))
     return _with(rough, terms, weights_s)
 
 
+def _leads(profile: Profile, run: F64) -> F64:
+    """What the host needs before the device can begin with steps that run so many tokens."""
+    return np.where(run <= profile.captured_tokens, profile.captured_lead_s, profile.lead_s)
+
+
 def _unsaved(rough: Profile, steps: Sequence[StepCost]) -> F64:
-    """What is left of `lead_s` in each step's time on the device."""
-    return rough.lead_s - np.minimum(rough.lead_s, [step.plain_before_s for step in steps])
+    """What of the longest lead is left in each step's time on the device."""
+    saved = np.minimum(_leads(rough, positions(rough, steps)), [step.plain_before_s for step in steps])
+    return max(rough.lead_s, rough.captured_lead_s) - np.asarray(saved, np.float64)
 
 
 def _with(rough: Profile, terms: dict[str, Any], weights_s: float) -> Profile:
-    """With these coefficients; `base_s` is what they say beside `lead_s`, and time does not stand still."""
-    base_s = max(terms["base_s"] + rough.lead_s, 0.0 if weights_s > 0 else 1e-9)
+    """With these coefficients; `base_s` is what they say beside the longest lead, and time does not stand still."""
+    base_s = max(terms["base_s"] + max(rough.lead_s, rough.captured_lead_s), 0.0 if weights_s > 0 else 1e-9)
     return replace(rough, weights_s=weights_s, **(terms | {"base_s": base_s}))
 
 

@@ -43,8 +43,8 @@ class Profile:
         base + max(weights, token * positions) + row * requests + pair * pairs + context * read
         + chunk * prompt pieces + mixed (if prompt pieces and decoding share the step),
         but at least host (plus host_mixed, if they share it), and less by what the host does of it while a captured
-        step before still runs: up to lead of the device's time, all of host's; for steps that decode alone see
-        `decoding`
+        step before still runs: up to lead of the device's time (captured_lead, if no more than captured_tokens run),
+        all of host's; for steps that decode alone see `decoding`
         + rebuild (unless told to keep the members of the step before) + swapped bytes / swap_bytes_per_s
         + ragged * read (if decoding requests that verify drafts hold different numbers of tokens)
 
@@ -59,6 +59,7 @@ class Profile:
         kv_bytes_per_token: bytes that swapping moves for a token.
         host_s, host_mixed_s: that the host needs to launch a step that is not captured, beside the device.
         lead_s: that the host needs before the device can begin with such a step.
+        captured_tokens, captured_lead_s: tokens up to which steps with prompts are captured too, and the same of these.
         decoding: of steps that decode one token a request; None if they cost as others do.
         segments: places at which a forward pass can be interrupted (after attention and MLP of each layer).
         pause_s: cost of interrupting.
@@ -86,6 +87,8 @@ class Profile:
     host_s: float = 0.0
     host_mixed_s: float = 0.0
     lead_s: float = 0.0
+    captured_tokens: int = 0
+    captured_lead_s: float = 0.0
     decoding: Decoding | None = None
     graph_sizes: tuple[int, ...] = ()
     fit: dict[str, float] = field(default_factory=dict)
@@ -104,6 +107,8 @@ class Profile:
         for name in ("kv_tokens", "kv_bytes_per_token", "segments", "swap_bytes_per_s"):
             if not getattr(self, name) > 0:
                 raise InvalidInstanceError(f"profile {self.name!r}: {name} {getattr(self, name)} is not above 0")
+        if self.captured_tokens < 0:
+            raise InvalidInstanceError(f"profile {self.name!r}: captured_tokens {self.captured_tokens} is below 0")
         if list(self.graph_sizes) != sorted(set(self.graph_sizes)) or any(size < 1 for size in self.graph_sizes):
             raise InvalidInstanceError(f"profile {self.name!r}: graph_sizes must rise from 1 or more")
 
@@ -123,6 +128,7 @@ class Profile:
                 self.chunk_s, self.mixed_s, self.rebuild_s, 1.0 / self.swap_bytes_per_s, self.ragged_s,
                 self.host_s, self.host_mixed_s, self.lead_s,
                 d.base_s, d.weights_s, d.token_s, d.row_s, d.context_s, d.spread_s,
+                self.captured_tokens, self.captured_lead_s,
             ]
         )  # fmt: skip
         assert terms.shape == (COST_TERMS,)

@@ -30,7 +30,6 @@ from dispatchgym.envs.llm.state import (
     HOST_S,
     I32,
     I64,
-    LEAD_S,
     MIXED_S,
     PAIR_S,
     REBUILD_S,
@@ -41,6 +40,7 @@ from dispatchgym.envs.llm.state import (
     float64,
     int64,
 )
+from dispatchgym.envs.llm.step_time import lead_s
 
 PAST = 128
 """Newest output lengths that expectations are made of."""
@@ -246,7 +246,7 @@ def spare_s(sight: Sight, now_s: float) -> float:
     if h.prefills == 0:
         return 0.0
     t = c[BASE_S] + c[TOKEN_S] * (h.decodes + h.prefill_tokens) + c[ROW_S] * (h.decodes + h.prefills)
-    t += c[PAIR_S] * h.pairs + c[CONTEXT_S] * h.context + c[CHUNK_S] * h.prefills - min(c[LEAD_S], h.plain_s)
+    t += c[PAIR_S] * h.pairs + c[CONTEXT_S] * h.context + c[CHUNK_S] * h.prefills - _saved_s(sight, 0)
     t += c[MIXED_S] if h.decodes > 0 else 0.0
     return max(0.0, now_s - c[REBUILD_S] - t)
 
@@ -270,7 +270,14 @@ def _work_s(sight: Sight, tokens: int, start: int) -> float:
     t += c[CHUNK_S] * prefills
     if prefills > 0 and h.decodes > 0:
         t += c[MIXED_S]
-    return t - min(c[LEAD_S], h.plain_s)
+    return t - _saved_s(sight, tokens)
+
+
+@inlined
+def _saved_s(sight: Sight, tokens: int) -> float:
+    """What the host does of the step as planned, with so many further tokens, while the step before runs."""
+    h = sight.head[0]
+    return min(lead_s(sight.cost, float64(h.decodes + h.prefill_tokens + tokens)), h.plain_s)
 
 
 @inlined

@@ -9,6 +9,8 @@ import numpy as np
 from dispatchgym.envs.compiled import compiled, inlined
 from dispatchgym.envs.llm.state import (
     BASE_S,
+    CAPTURED_LEAD_S,
+    CAPTURED_TOKENS,
     CHUNK_S,
     CONTEXT_S,
     DECODE_BASE_S,
@@ -17,6 +19,7 @@ from dispatchgym.envs.llm.state import (
     DECODE_SPREAD_S,
     DECODE_TOKEN_S,
     DECODE_WEIGHTS_S,
+    F64,
     HOST_MIXED_S,
     HOST_S,
     LEAD_S,
@@ -49,6 +52,12 @@ def _is_ragged(s: State) -> bool:
 
 
 @inlined
+def lead_s(cost: F64, tokens: float) -> float:
+    """Seconds that the host needs before the device can begin with a step that is not of plain decoding."""
+    return cost[CAPTURED_LEAD_S] if tokens <= cost[CAPTURED_TOKENS] else cost[LEAD_S]
+
+
+@inlined
 def step_s(s: State, context: int) -> float:
     """Seconds that the step at hand takes when attention reads `context` tokens."""
     e = s.eng[0]
@@ -68,7 +77,7 @@ def step_s(s: State, context: int) -> float:
             seconds += c[MIXED_S]
             host += c[HOST_MIXED_S]
         # what the host does while a captured step before still runs
-        seconds = max(seconds - min(c[LEAD_S], e.plain_s), host - e.plain_s)
+        seconds = max(seconds - min(lead_s(c, positions), e.plain_s), host - e.plain_s)
     seconds += c[SWAP_S] * e.swap_bytes
     if e.held == 0:
         seconds += c[REBUILD_S]

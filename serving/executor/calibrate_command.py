@@ -130,7 +130,7 @@ def calibrate(model: Model, config: EngineConfig, options: Options, err: Console
     block_bytes = model.spec.kv_bytes_per_token(model.dtype) * config.block_tokens
     rough = replace(
         rough_profile(model, config), pause_s=pause_s, swap_bytes_per_s=block_bytes / per_block,
-        graph_sizes=_graph_sizes(model, config),
+        graph_sizes=_graph_sizes(model, config), captured_tokens=executor.captured_tokens,
     )  # fmt: skip
     profile = fit(rough, measured)
     fitted = {f"fitted_{name}": value for name, value in summary(profile, measured).items()}
@@ -160,6 +160,7 @@ def _say(profile: Profile, out: Console) -> None:
         "host",
         "host_mixed",
         "lead",
+        "captured_lead",
         "pause",
     ):
         out.print(f"{name:>16} {getattr(profile, name + '_s') * 1e6:14.6f} us")

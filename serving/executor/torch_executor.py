@@ -52,7 +52,9 @@ class Source(Protocol):
 
 
 class Passes(Protocol):
-    """Whole forward passes, captured beforehand."""
+    """Whole forward passes, captured beforehand; `sizes`: their tokens, rising."""
+
+    sizes: tuple[int, ...]
 
     def run(self, host: HostStep) -> Hidden | None:
         """Run a step up to its last layer; None if it is not among them."""
@@ -150,6 +152,11 @@ class TorchExecutor:
         if graphs is not None:
             self._fast = FastPath(graphs(self.decoder, self.slots), self.slots, self._sequences, block_tokens)
         self._passes = passes(self.decoder, self.slots) if passes is not None else None
+
+    @property
+    def captured_tokens(self) -> int:
+        """Tokens up to which passes are captured that are none of plain decoding; 0 without any."""
+        return self._passes.sizes[-1] if self._passes is not None else 0
 
     # --- requests ---
 

@@ -42,7 +42,7 @@ def measured(seed: int) -> Profile:
     while True:
         profile = draw_profile(rng)
         if profile.decoding is not None:
-            return replace(profile, chunk_s=1e-4)
+            return replace(profile, chunk_s=1e-4, captured_tokens=40, captured_lead_s=0.3 * profile.lead_s)
 
 
 @pytest.mark.parametrize("profile", [PROFILE, *(measured(seed) for seed in range(6))], ids=lambda p: p.name)
