@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 import uvicorn
 
+from dispatchgym.envs.api import UsageError
+
 KEEP_ALIVE_S = 75
 """Of connections that nobody uses. Longer than clients keep theirs (httpx 5 s, which is also uvicorn's own; aiohttp
 15 s): who sends a request into a connection that the server is just closing never gets an answer."""
@@ -36,7 +38,11 @@ class HttpServer(uvicorn.Server):
 
 
 async def serve_and_tell(server: HttpServer, tell: Callable[[int], None]) -> None:
-    """Serve until told to stop; `tell` gets the port as soon as it listens."""
+    """Serve until told to stop; `tell` gets the port as soon as it listens.
+
+    Raises:
+        UsageError: it cannot listen there.
+    """
 
     async def announce() -> None:
         while not server.started:
@@ -46,6 +52,9 @@ async def serve_and_tell(server: HttpServer, tell: Callable[[int], None]) -> Non
     told = asyncio.create_task(announce())
     try:
         await server.serve()
+    except (SystemExit, OverflowError):  # how uvicorn ends when it is refused the port, having logged why
+        where = f"{server.config.host}, port {server.config.port}"
+        raise UsageError(f"cannot listen at {where}; give another --port, or 0 for any free one") from None
     finally:
         told.cancel()
 

@@ -92,11 +92,11 @@ class Options:
     """What runs the steps: simulated, torch for a real model, or module:attr. On a model every scheduler runs once:
     --capacity is for the simulator, and schedulers reckon with --profile."""
 
-    model: str = TINY
-    """With --executor torch: a Hugging Face directory, or random:tiny, random:1b, random:8b."""
+    model: str = ""
+    """With --executor torch: a Hugging Face directory, or random:tiny, random:1b, random:8b. Default: random:tiny."""
 
-    device: str = AUTO
-    """With --executor torch: cuda, cpu, or auto for a GPU where there is one."""
+    device: str = ""
+    """With --executor torch: cuda, cpu, or auto for a GPU where there is one. Default: auto."""
 
     kv_blocks: int = 0
     """Blocks of the KV pool; 0 for as many as the profile's GPU holds."""
@@ -169,11 +169,14 @@ def main(argv: list[str]) -> int:
     for note in notes:
         err.print(f"note: {note}", markup=False, soft_wrap=True)
     profile = load_profile(options.profile)
-    runs_on = RunsOn(options.executor, options.model, options.device)
+    runs_on = RunsOn(options.executor, options.model or TINY, options.device or AUTO)
+    if runs_on.is_simulated and (options.model or options.device):
+        raise UsageError("--model and --device go with --executor torch")
     engine, facts = _engine(options, profile), dict[str, str]()
     if not runs_on.is_simulated:
         engine, facts = runs_on.backend().fit(engine, workload), dict(runs_on.backend().facts)
-        err.print(f"steps run on a real model: {facts}", markup=False, soft_wrap=True)
+        said = ", ".join(f"{name} {value}" for name, value in facts.items())
+        err.print(f"note: steps run on a real model ({said})", markup=False, soft_wrap=True)
     setting = Setting(workload, engine, profile, options.seed, options.strict, runs_on)
     folder = options.out or Path("out") / f"simulate-{workload.name}"
     make_writable(folder, 1 << 20)

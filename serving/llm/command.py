@@ -51,7 +51,7 @@ async def serve(options: ServeLlm) -> int:
     """Serve until told to stop.
 
     Raises:
-        UsageError: the model cannot be loaded.
+        UsageError: the model cannot be loaded, or the port is taken.
     """
     async with opened(options) as service:
         server = _Server(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dispatchgym.envs.api import UsageError
+from dispatchgym.envs.llm.profile import load_profile
 from dispatchgym.serving.http_server import is_local
 from dispatchgym.serving.llm.engine_loop import Recipe
 from dispatchgym.serving.llm.schedulers import load_scheduler
@@ -143,6 +144,7 @@ def check(options: ServeLlm) -> None:
             "the network keeps others out"
         )
     load_scheduler(options.scheduler)
+    load_profile(options.profile)
 
 
 def recipe_of(options: ServeLlm) -> Recipe:

@@ -43,6 +43,7 @@ DEMO = ServeLlm(demo=True)
         (replace(DEMO, policy_budget_ms=0), "--policy-budget-ms"),
         (replace(DEMO, bundles=Path("/nowhere")), "--bundles"),
         (replace(DEMO, most_faults=0), "--most-faults"),
+        (replace(DEMO, profile="h200-9b"), "did you mean 'h200-8b'"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_loaded(options: ServeLlm, why: str) -> None:
