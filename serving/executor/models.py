@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from dispatchgym.envs.api import UsageError
 from dispatchgym.serving.executor.shapes import shape
 from dispatchgym.serving.executor.shares import Share
 from dispatchgym.serving.executor.spec import read_spec
@@ -23,10 +24,15 @@ def open_model(name: str, device: str = "auto", dtype: torch.dtype | None = None
         share: of several processes in a group of torch.distributed, which each open theirs.
 
     Raises:
-        UnknownNameError: no such size. UsageError, InvalidInstanceError: as `read_spec` and `load_weights`.
+        UnknownNameError: no such size. UsageError: no such device. UsageError, InvalidInstanceError: as `read_spec`
+            and `load_weights`.
     """
     where = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if where.partition(":")[0] not in ("cuda", "cpu"):
+        raise UsageError(f"device {device!r} is not known; write cuda, cpu or auto")
     there = torch.device(where)
+    if there.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {device!r}: torch finds no GPU here; write cpu, or install torch for your CUDA")
     kind = dtype or (torch.bfloat16 if there.type == "cuda" else torch.float32)
     if name.startswith(RANDOM):
         spec = shape(name.removeprefix(RANDOM))

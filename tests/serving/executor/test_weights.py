@@ -141,6 +141,14 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         open_model("random:70b", "cpu")
 
 
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="device 'gpu' is not known; write cuda"):
+        open_model("random:tiny", "gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="'cuda:0': torch finds no GPU"):
+        open_model("random:tiny", "cuda:0")
+
+
 def test_the_demo_model_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         write_demo(tmp_path / name, seed=seed)
