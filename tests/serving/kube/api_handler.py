@@ -123,6 +123,7 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = {k: v[-1] for k, v in parse_qs(url.query).items()}
         with self.api.changed:
+            self.epoch = self.api.epoch  # streams are cut that were asked for before, begun or not
             self.api.requests.append((self.command, url.path, body))
             hooks = list(self.api.before)
             self.api.changed.notify_all()
@@ -221,7 +222,7 @@ class Handler(BaseHTTPRequestHandler):
         api = self.api
         end = time.monotonic() + float(query.get("timeoutSeconds", 300))
         with api.changed:
-            epoch, seen = api.epoch, int(query.get("resourceVersion") or api.version)
+            seen = int(query.get("resourceVersion") or api.version)
         while True:
             with api.changed:
                 if seen < api.oldest:
@@ -231,9 +232,9 @@ class Handler(BaseHTTPRequestHandler):
                 fresh = [change for change in api.history if change.version > seen]
                 if not fresh:
                     left = end - time.monotonic()
-                    if left <= 0 or api.epoch != epoch or not api.changed.wait(left):
+                    if left <= 0 or api.epoch != self.epoch or not api.changed.wait(left):
                         return
-                    if api.epoch != epoch:
+                    if api.epoch != self.epoch:
                         return
                     continue
                 seen = fresh[-1].version
