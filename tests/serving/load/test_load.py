@@ -159,6 +159,13 @@ def test_a_rate_moves_arrivals_closer() -> None:
         Traffic(rate=-1.0).workload()
 
 
+def test_a_trace_that_is_not_here_is_named_whatever_the_rate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DISPATCHGYM_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(UsageError, match="azure-2023-conv is not on this machine"):
+        Traffic(trace="azure-2023-conv", rate=5.0).workload()
+
+
 # --- servers of other makes, and broken ones ---
 
 
