@@ -18,15 +18,15 @@ def warm_up(decoder: Decoder, slots: SlotTable, most_tokens: int) -> None:
     Libraries multiply matrices of each kind of shape with another kernel, and load that when it is first wanted.
     """
     device = slots.table.device
+    one = np.zeros(1, np.int32)
     for tokens in lengths(most_tokens):
-        one = np.zeros(1, np.int32)
         ids = np.zeros(tokens, np.int32)
         host = HostStep(ids, one + slots.padding, one, one + tokens, one + tokens - 1, singles=0)
         step = unpack(torch.from_numpy(pack(host)).to(device), slots.table, host)
         logits = decoder.forward(step, slots.newest)
-        floats, ints = torch.ones(1, device=device), torch.ones(1, dtype=torch.int32, device=device)
-        for greedy, filtered in ((True, False), (False, False), (False, True)):
-            decoder.ops.sample(logits, Draws(floats, ints, floats, ints.long(), ints, greedy, filtered))
+    floats, ints = torch.ones(1, device=device), torch.ones(1, dtype=torch.int32, device=device)
+    for greedy, filtered in ((True, False), (False, False), (False, True)):
+        decoder.ops.sample(logits, Draws(floats, ints, floats, ints.long(), ints, greedy, filtered))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
