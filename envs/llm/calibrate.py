@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ortools.linear_solver import pywraplp  # type: ignore[import-untyped]
 
 from dispatchgym.envs.api import UsageError
-from dispatchgym.envs.llm.profile import Decoding, Profile
+from dispatchgym.envs.llm.profile import Captured, Decoding, Profile
 
 F64 = npt.NDArray[np.float64]
 
@@ -25,8 +25,8 @@ DECODING_COLUMNS = ("base_s", "token_s", "row_s", "context_s", "spread_s")
 KNEES = 24
 """Batch sizes that are tried for that, and once more between the neighbours of the best."""
 
-LEADS = 7
-"""Values of `lead_s` and of `captured_lead_s` that are tried, and once more about the best."""
+LEADS, CLOSER = 5, (1, 4, 16)
+"""Values of `lead_s` that are tried about the best so far, and parts of the shortest step up to which they go."""
 
 HOST_SHARE, ROUNDS = 0.3, 3
 """Of steps that are not captured, the share that runs the fewest tokens is taken to wait for the host; the others for
@@ -64,6 +64,16 @@ class StepCost:
         """Some decode, and some read their prompts."""
         return self.prefills > 0 and self.decodes > 0
 
+    @property
+    def tokens(self) -> int:
+        """That the step has, of prompts and of decoding."""
+        return self.decode_tokens + self.prefill_tokens
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of prompts, and requests that verify drafts."""
+        return self.prefills + (self.decodes if self.decode_tokens > self.decodes else 0)
+
 
 def step_cost(
     start: npt.NDArray[Any], tokens: npt.NDArray[Any], decode: npt.NDArray[Any], seconds: float
@@ -85,8 +95,8 @@ def positions(profile: Profile, steps: Sequence[StepCost]) -> F64:
     return np.array(
         [
             step.decode_tokens * int(pad[step.decodes]) // step.decodes
-            if step.prefills == 0
-            else step.decode_tokens + step.prefill_tokens
+            if step.is_plain or (step.prefills == 0 and profile.captured is None)
+            else profile.of_pass(step.tokens)[1]
             for step in steps
         ],
         np.float64,
@@ -96,12 +106,15 @@ def positions(profile: Profile, steps: Sequence[StepCost]) -> F64:
 def predict(profile: Profile, steps: Sequence[StepCost]) -> F64:
     """Seconds of each step by the profile, shape (steps,)."""
     run = positions(profile, steps)
-    d = profile.plain_decoding
     before = np.array([step.plain_before_s for step in steps])
-    work = _work(_columns(steps, run), [getattr(profile, name) for name in COLUMNS], profile.weights_s)
+    columns = _columns(steps, run)
     host = np.array([profile.host_s + profile.host_mixed_s * step.is_mixed for step in steps])
-    seconds = np.maximum(work - np.minimum(_leads(profile, run), before), host - before)
-    plain = _work(_decoding_columns(steps, run), [getattr(d, name) for name in DECODING_COLUMNS], d.weights_s)
+    seconds = np.maximum(_work(columns, profile) - np.minimum(profile.lead_s, before), host - before)
+    if (captured := profile.captured) is not None:
+        is_captured = np.array([step.tokens <= captured.sizes[-1] for step in steps])
+        seconds = np.where(is_captured, _work(columns, captured) - np.minimum(captured.lead_s, before), seconds)
+    d = profile.plain_decoding
+    plain = _run(_decoding_columns(steps, run), [getattr(d, name) for name in DECODING_COLUMNS], d.weights_s)
     return np.where([step.is_plain for step in steps], plain, seconds)
 
 
@@ -110,17 +123,17 @@ def relative_errors(profile: Profile, steps: Sequence[StepCost]) -> F64:
     return np.asarray(np.abs(predict(profile, steps) / np.array([step.seconds for step in steps]) - 1.0))
 
 
-def fit(rough: Profile, steps: Sequence[StepCost]) -> Profile:
+def fit(rough: Profile, steps: Sequence[StepCost], sizes: Sequence[int] = ()) -> Profile:
     """The profile with the coefficients that explain the steps best; none is below 0.
+
+    `sizes` are those of captured passes, see `Captured`; too few steps of such, or of others, are fitted together.
 
     Raises:
         UsageError: there are too few steps.
     """
     if len(steps) < 2 * len(COLUMNS):
         raise UsageError(f"calibration: {len(steps)} measured steps are too few for {len(COLUMNS)} coefficients")
-    rough = replace(
-        rough, source="measured", host_s=0.0, host_mixed_s=0.0, lead_s=0.0, captured_lead_s=0.0, decoding=None
-    )
+    rough = replace(rough, source="measured", host_s=0.0, host_mixed_s=0.0, lead_s=0.0, decoding=None, captured=None)
     if not rough.graph_sizes:
         return _fit_device(rough, steps)
     plain = [step for step in steps if step.is_plain]
@@ -129,24 +142,47 @@ def fit(rough: Profile, steps: Sequence[StepCost]) -> Profile:
         raise UsageError(f"calibration: {len(plain)} steps of decoding alone are too few")
     terms, weights_s = _fit(_decoding_columns(plain, positions(rough, plain)), plain, DECODING_COLUMNS, KNEES)
     rough = replace(rough, decoding=Decoding(weights_s=weights_s, **terms))
-    best = _better(None, [rough], rest)
-    most = min(step.seconds for step in rest) if any(step.plain_before_s for step in rest) else 0.0
-    for spread in (most, most / LEADS) if most > 0 else ():
-        for name in ("lead_s", "captured_lead_s") if rough.captured_tokens else ("lead_s",):
-            found = getattr(best, name)
-            tried = np.linspace(max(found - spread, 0.0), found + spread, LEADS).tolist()
-            best = _better(best, [replace(best, **{name: x}) for x in tried], rest)
+    captured = [step for step in rest if sizes and step.tokens <= sizes[-1]]
+    launched = [step for step in rest if not sizes or step.tokens > sizes[-1]]
+    if min(len(captured), len(launched)) < 2 * len(COLUMNS):
+        return _fit_passes(rough, rest, (_fit_device, _fit_beside_host))
+    profile = _fit_passes(rough, launched, (_fit_device, _fit_beside_host))
+    return replace(profile, captured=_fit_captured(rough, captured, tuple(sizes)))
+
+
+def _fit_captured(rough: Profile, steps: Sequence[StepCost], sizes: tuple[int, ...]) -> Captured:
+    """Fit captured passes of these sizes: as if launched with as many tokens as they run."""
+    filled = [next(size for size in sizes if size >= step.tokens) - step.tokens for step in steps]
+    full = [
+        replace(step, decode_tokens=step.decode_tokens + more)
+        if step.prefills == 0
+        else replace(step, prefill_tokens=step.prefill_tokens + more)
+        for step, more in zip(steps, filled, strict=True)
+    ]
+    found = _fit_passes(replace(rough, graph_sizes=()), full, (_fit_device,))
+    names = [each.name for each in fields(Captured) if each.name != "sizes"]
+    return Captured(sizes, **{name: getattr(found, name) for name in names})
+
+
+def _fit_passes(
+    rough: Profile, steps: Sequence[StepCost], ways: Sequence[Callable[[Profile, Sequence[StepCost]], Profile]]
+) -> Profile:  # fmt: skip
+    """Fit steps that do more than decode, in the best of these ways, with the lead that suits them."""
+
+    def better(best: Profile | None, tried: Sequence[Profile]) -> Profile:
+        found = [way(each, steps) for each in tried for way in ways]
+        return min([best, *found] if best else found, key=lambda each: relative_errors(each, steps).sum())
+
+    best = better(None, [rough])
+    most = min(step.seconds for step in steps) if any(step.plain_before_s for step in steps) else 0.0
+    for part in CLOSER if most > 0 else ():
+        tried = np.linspace(max(best.lead_s - most / part, 0.0), best.lead_s + most / part, LEADS).tolist()
+        best = better(best, [replace(best, lead_s=lead_s) for lead_s in tried])
     return best
 
 
-def _better(best: Profile | None, tried: Sequence[Profile], steps: Sequence[StepCost]) -> Profile:
-    """The best one so far, or what fits best with the leads of these."""
-    found = [way(each, steps) for each in tried for way in (_fit_device, _fit_beside_host)]
-    return min([best, *found] if best else found, key=lambda each: relative_errors(each, steps).sum())
-
-
 def _fit_device(rough: Profile, steps: Sequence[StepCost]) -> Profile:
-    """Fit steps that all wait for the device, the leads being what they are."""
+    """Fit steps that all wait for the device, the lead being what it is."""
     if len(steps) < 2 * len(COLUMNS):
         raise UsageError(f"calibration: {len(steps)} steps with prompts are too few for {len(COLUMNS)} coefficients")
     rough = replace(rough, host_s=0.0, host_mixed_s=0.0)
@@ -155,20 +191,14 @@ def _fit_device(rough: Profile, steps: Sequence[StepCost]) -> Profile:
     return _with(rough, terms, weights_s)
 
 
-def _leads(profile: Profile, run: F64) -> F64:
-    """What the host needs before the device can begin with steps that run so many tokens."""
-    return np.where(run <= profile.captured_tokens, profile.captured_lead_s, profile.lead_s)
-
-
 def _unsaved(rough: Profile, steps: Sequence[StepCost]) -> F64:
-    """What of the longest lead is left in each step's time on the device."""
-    saved = np.minimum(_leads(rough, positions(rough, steps)), [step.plain_before_s for step in steps])
-    return max(rough.lead_s, rough.captured_lead_s) - np.asarray(saved, np.float64)
+    """What of the lead is left in each step's time on the device."""
+    return np.asarray(rough.lead_s - np.minimum(rough.lead_s, [step.plain_before_s for step in steps]), np.float64)
 
 
 def _with(rough: Profile, terms: dict[str, Any], weights_s: float) -> Profile:
-    """With these coefficients; `base_s` is what they say beside the longest lead, and time does not stand still."""
-    base_s = max(terms["base_s"] + max(rough.lead_s, rough.captured_lead_s), 0.0 if weights_s > 0 else 1e-9)
+    """With these coefficients; `base_s` is what they say beside the lead, and time does not stand still."""
+    base_s = max(terms["base_s"] + rough.lead_s, 0.0 if weights_s > 0 else 1e-9)
     return replace(rough, weights_s=weights_s, **(terms | {"base_s": base_s}))
 
 
@@ -187,7 +217,7 @@ def summary(profile: Profile, steps: Sequence[StepCost]) -> dict[str, float]:
 def _columns(steps: Sequence[StepCost], run: F64) -> F64:
     """What each of COLUMNS is multiplied with, shape (steps, COLUMNS); the second is `run`, tokens run."""
     rows = [
-        (1.0, tokens, step.decodes + step.prefills, step.pairs, step.read, step.prefills, step.is_mixed)
+        (1.0, tokens, step.decodes + step.prefills, step.pairs, step.read, step.pieces, step.is_mixed)
         for step, tokens in zip(steps, run.tolist(), strict=True)
     ]
     return np.array(rows, np.float64).reshape(-1, len(COLUMNS))
@@ -202,7 +232,12 @@ def _decoding_columns(steps: Sequence[StepCost], run: F64) -> F64:
     return np.array(rows, np.float64).reshape(-1, len(DECODING_COLUMNS))
 
 
-def _work(columns: F64, terms: Sequence[float], weights_s: float) -> F64:
+def _work(columns: F64, terms: Profile | Captured) -> F64:
+    """Seconds that the device needs for steps that do more than decode."""
+    return _run(columns, [getattr(terms, name) for name in COLUMNS], terms.weights_s)
+
+
+def _run(columns: F64, terms: Sequence[float], weights_s: float) -> F64:
     """Seconds by coefficients, of which the second counts with at least `weights_s`."""
     c = np.array(terms)
     run = columns[:, 1] * c[1]
@@ -226,7 +261,7 @@ def _fit_beside_host(rough: Profile, steps: Sequence[StepCost]) -> Profile:
         ran = [step for step, is_busy in zip(steps, busy, strict=True) if is_busy]
         terms, _ = _fit(columns[busy], ran, COLUMNS, 0, unsaved[busy])
         found = _with(found, terms, 0.0)
-        busy = _work(columns, [terms[name] for name in COLUMNS], 0.0) + unsaved > host
+        busy = _run(columns, [terms[name] for name in COLUMNS], 0.0) + unsaved > host
     return found
 
 
@@ -234,7 +269,7 @@ def _smallest(steps: Sequence[StepCost]) -> list[StepCost]:
     """Those that run the fewest tokens: HOST_SHARE of them."""
     if not steps:
         return []
-    tokens = np.array([step.decode_tokens + step.prefill_tokens for step in steps])
+    tokens = np.array([step.tokens for step in steps])
     most = np.quantile(tokens, HOST_SHARE)
     return [step for step, n in zip(steps, tokens, strict=True) if n <= most]
 

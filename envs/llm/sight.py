@@ -16,6 +16,8 @@ from dispatchgym.envs.llm.apply import FLOATS, INTS, gather, queue
 from dispatchgym.envs.llm.policy import EngineSpec, EngineView
 from dispatchgym.envs.llm.state import (
     BASE_S,
+    CAPTURED,
+    CAPTURED_TOKENS,
     CHUNK_S,
     CONTEXT_S,
     COST_TERMS,
@@ -34,13 +36,14 @@ from dispatchgym.envs.llm.state import (
     PAIR_S,
     REBUILD_S,
     ROW_S,
+    SIZES,
     TOKEN_S,
     WEIGHTS_S,
     State,
     float64,
     int64,
 )
-from dispatchgym.envs.llm.step_time import lead_s
+from dispatchgym.envs.llm.step_time import emptied, filled, lead_s, pass_at
 
 PAST = 128
 """Newest output lengths that expectations are made of."""
@@ -213,7 +216,9 @@ def seconds(sight: Sight, tokens: int, start: int) -> float:
         t = c[DECODE_BASE_S] + max(c[DECODE_WEIGHTS_S], c[DECODE_TOKEN_S] * sight.pad[h.decodes])
         t += c[DECODE_ROW_S] * h.decodes + c[DECODE_CONTEXT_S] * h.context
         return t + c[DECODE_SPREAD_S] * np.sqrt(float64(h.context)) + c[REBUILD_S]
-    return max(_work_s(sight, tokens, start), host_s(sight)) + c[REBUILD_S]
+    at = pass_at(c, float64(h.decodes + h.prefill_tokens + tokens))
+    t = _work_s(sight, tokens, start, at)
+    return (t if at == CAPTURED else max(t, host_s(sight))) + c[REBUILD_S]
 
 
 @inlined
@@ -227,6 +232,8 @@ def shortest_s(sight: Sight) -> float:
 def floor_s(sight: Sight) -> float:
     """The shortest step with a piece of a prompt in it."""
     c = sight.cost
+    if pass_at(c, 1.0) == CAPTURED:
+        return c[CAPTURED + BASE_S] + max(c[CAPTURED + WEIGHTS_S], c[CAPTURED + TOKEN_S] * c[SIZES])
     return max(c[BASE_S] + max(c[WEIGHTS_S], c[TOKEN_S]), c[HOST_S])
 
 
@@ -234,9 +241,10 @@ def floor_s(sight: Sight) -> float:
 def alone_s(sight: Sight, tokens: int, start: int) -> float:
     """Expected time of a step with nothing but such a piece."""
     c = sight.cost
-    t = c[BASE_S] + max(c[WEIGHTS_S], c[TOKEN_S] * tokens) + c[ROW_S] + c[CONTEXT_S] * start + c[CHUNK_S]
-    t += c[PAIR_S] * (float64(tokens) * start + 0.5 * float64(tokens) * (tokens + 1))
-    return max(t, c[HOST_S]) + c[REBUILD_S]
+    at = pass_at(c, float64(tokens))
+    t = c[at + BASE_S] + _tokens_s(sight, float64(tokens), at) + c[at + ROW_S] + c[at + CONTEXT_S] * start
+    t += c[at + CHUNK_S] + c[at + PAIR_S] * (float64(tokens) * start + 0.5 * float64(tokens) * (tokens + 1))
+    return (t if at == CAPTURED else max(t, c[HOST_S])) + c[REBUILD_S]
 
 
 @inlined
@@ -245,39 +253,42 @@ def spare_s(sight: Sight, now_s: float) -> float:
     h, c = sight.head[0], sight.cost
     if h.prefills == 0:
         return 0.0
-    t = c[BASE_S] + c[TOKEN_S] * (h.decodes + h.prefill_tokens) + c[ROW_S] * (h.decodes + h.prefills)
-    t += c[PAIR_S] * h.pairs + c[CONTEXT_S] * h.context + c[CHUNK_S] * h.prefills - _saved_s(sight, 0)
-    t += c[MIXED_S] if h.decodes > 0 else 0.0
+    at = pass_at(c, float64(h.decodes + h.prefill_tokens))
+    t = c[at + BASE_S] + c[at + TOKEN_S] * (h.decodes + h.prefill_tokens) + c[at + ROW_S] * (h.decodes + h.prefills)
+    t += c[at + PAIR_S] * h.pairs + c[at + CONTEXT_S] * h.context + c[at + CHUNK_S] * h.prefills
+    t += (c[at + MIXED_S] if h.decodes > 0 else 0.0) - min(lead_s(c, at), h.plain_s)
     return max(0.0, now_s - c[REBUILD_S] - t)
 
 
 @inlined
 def host_s(sight: Sight) -> float:
-    """Least time of the step as planned with prompt pieces in it, by what the host does."""
+    """Least time of the step as planned with prompt pieces in it that is not captured, by what the host does."""
     h, c = sight.head[0], sight.cost
     return c[HOST_S] + (c[HOST_MIXED_S] if h.decodes > 0 else 0.0) - h.plain_s
 
 
 @inlined
-def _work_s(sight: Sight, tokens: int, start: int) -> float:
-    """Time that the device needs for the step as planned, with such a further piece."""
+def _tokens_s(sight: Sight, tokens: float, at: int) -> float:
+    """Time that matrix products take a step of so many tokens, by the terms at `at`."""
+    c = sight.cost
+    return max(c[at + WEIGHTS_S], c[at + TOKEN_S] * (filled(c, tokens) if at == CAPTURED else tokens))
+
+
+@inlined
+def _work_s(sight: Sight, tokens: int, start: int, at: int) -> float:
+    """Time that the device needs for the step as planned, with such a further piece, by the terms at `at`."""
     h, c = sight.head[0], sight.cost
     more = 1 if tokens > 0 else 0
     prefills = h.prefills + more
     pairs = h.pairs + float64(tokens) * start + 0.5 * float64(tokens) * (tokens + 1)
-    t = c[BASE_S] + max(c[WEIGHTS_S], c[TOKEN_S] * (h.decodes + h.prefill_tokens + tokens))
-    t += c[ROW_S] * (h.decodes + prefills) + c[PAIR_S] * pairs + c[CONTEXT_S] * (h.context + more * start)
-    t += c[CHUNK_S] * prefills
+    t = c[at + BASE_S] + _tokens_s(sight, float64(h.decodes + h.prefill_tokens + tokens), at)
+    t += (
+        c[at + ROW_S] * (h.decodes + prefills) + c[at + PAIR_S] * pairs + c[at + CONTEXT_S] * (h.context + more * start)
+    )
+    t += c[at + CHUNK_S] * prefills
     if prefills > 0 and h.decodes > 0:
-        t += c[MIXED_S]
-    return t - _saved_s(sight, tokens)
-
-
-@inlined
-def _saved_s(sight: Sight, tokens: int) -> float:
-    """What the host does of the step as planned, with so many further tokens, while the step before runs."""
-    h = sight.head[0]
-    return min(lead_s(sight.cost, float64(h.decodes + h.prefill_tokens + tokens)), h.plain_s)
+        t += c[at + MIXED_S]
+    return t - min(lead_s(c, at), h.plain_s)  # what the host does while the step before runs
 
 
 @inlined
@@ -286,22 +297,40 @@ def fitting(sight: Sight, start: int, limit_s: float) -> int:
     h, c = sight.head[0], sight.cost
     if limit_s == np.inf:
         return int64(h.token_budget)
-    b = c[PAIR_S] * (start + 0.5)
-    a = 0.5 * c[PAIR_S]
-    # without what the piece itself adds; its fixed costs counted
-    if host_s(sight) + c[REBUILD_S] > limit_s:
-        return int64(0)
-    fixed = _work_s(sight, 1, start) + c[REBUILD_S]
-    fixed -= a + b + max(c[WEIGHTS_S], c[TOKEN_S] * (h.decodes + h.prefill_tokens + 1))
-    spare = limit_s - fixed - c[WEIGHTS_S]
-    if spare <= 0.0:
-        return int64(0)
-    n = _root(a, b, spare)
-    spare = limit_s - fixed - c[TOKEN_S] * (h.decodes + h.prefill_tokens)
-    if spare <= 0.0:
-        return int64(0)
-    n = min(n, _root(a, b + c[TOKEN_S], spare))
+    others = float64(h.decodes + h.prefill_tokens)
+    n = np.floor(_fitting(sight, start, limit_s, 0)) if host_s(sight) + c[REBUILD_S] <= limit_s else 0.0
+    if others < c[CAPTURED_TOKENS] and others + n <= c[CAPTURED_TOKENS]:
+        n = min(np.floor(_fitting(sight, start, limit_s, CAPTURED)), c[CAPTURED_TOKENS] - others)
+        full = filled(c, others + n)
+        spare = limit_s - _fixed_s(sight, start, CAPTURED) - _tokens_s(sight, full, CAPTURED)
+        if spare < c[CAPTURED + PAIR_S] * n * (start + 0.5 + 0.5 * n):  # the next smaller size, then
+            n = max(0.0, emptied(c, full) - others)
     return int64(min(n, float64(h.token_budget)))
+
+
+@inlined
+def _fixed_s(sight: Sight, start: int, at: int) -> float:
+    """Time of the step as planned, with a further piece behind `start`, but for its pairs and all tokens."""
+    h, c = sight.head[0], sight.cost
+    a, b = 0.5 * c[at + PAIR_S], c[at + PAIR_S] * (start + 0.5)
+    fixed = _work_s(sight, 1, start, at) + c[REBUILD_S]
+    return fixed - (a + b + _tokens_s(sight, float64(h.decodes + h.prefill_tokens + 1), at))
+
+
+@inlined
+def _fitting(sight: Sight, start: int, limit_s: float, at: int) -> float:
+    """As `fitting`, for the device, by the terms at `at`, if nothing is filled up."""
+    h, c = sight.head[0], sight.cost
+    a, b = 0.5 * c[at + PAIR_S], c[at + PAIR_S] * (start + 0.5)
+    left = limit_s - _fixed_s(sight, start, at)
+    spare = left - c[at + WEIGHTS_S]
+    if spare <= 0.0:
+        return 0.0
+    n = _root(a, b, spare)
+    spare = left - c[at + TOKEN_S] * (h.decodes + h.prefill_tokens)
+    if spare <= 0.0:
+        return 0.0
+    return min(n, _root(a, b + c[at + TOKEN_S], spare))
 
 
 @inlined

@@ -178,8 +178,10 @@ BASE_S, WEIGHTS_S, TOKEN_S, ROW_S, PAIR_S, CONTEXT_S, CHUNK_S, MIXED_S, REBUILD_
 HOST_S, HOST_MIXED_S, LEAD_S = 11, 12, 13
 # of a step in which everyone decodes one token
 DECODE_BASE_S, DECODE_WEIGHTS_S, DECODE_TOKEN_S, DECODE_ROW_S, DECODE_CONTEXT_S, DECODE_SPREAD_S = range(14, 20)
-CAPTURED_TOKENS, CAPTURED_LEAD_S = 20, 21
-COST_TERMS = 22
+CAPTURED = 20  # BASE_S .. MIXED_S of captured passes lie so far behind those of launched ones
+CAPTURED_LEAD_S, CAPTURED_TOKENS = 28, 29
+SIZES, MOST_SIZES = 30, 64  # tokens of the captured passes, rising; inf behind the last
+COST_TERMS = SIZES + MOST_SIZES
 
 
 class State(NamedTuple):

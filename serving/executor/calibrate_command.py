@@ -15,10 +15,10 @@ from dispatchgym.agents.evaluation.files import atomic_write, make_writable
 from dispatchgym.agents.evaluation.machine import machine, versions
 from dispatchgym.agents.evaluation.progress import progress
 from dispatchgym.envs.api import UsageError
-from dispatchgym.envs.llm.calibrate import StepCost, fit, summary
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.profile import FORMAT, Profile
 from dispatchgym.serving.executor.build import fit_config, make_executor, rough_profile
+from dispatchgym.serving.executor.measured import Measured, load_measured
 from dispatchgym.serving.executor.models import open_model
 from dispatchgym.serving.executor.sweep import PASSES, Bench, grid, measure_all, random_mixes
 from dispatchgym.serving.executor.weights import Model
@@ -32,14 +32,18 @@ class Options:
     """Measure how long steps of a model take on this machine, and write a profile with which `simulate` foretells them.
 
     Example: dispatchgym calibrate --model random:tiny --out tiny.json
-    Example: dispatchgym calibrate --model /models/Llama-3.1-8B --name h200-8b --out h200-8b.json
+    Example: dispatchgym calibrate --model /models/Llama-3.1-8B --name h200-8b --out h200-8b.json --steps steps.jsonl
+    Example: dispatchgym calibrate --refit steps.jsonl --out h200-8b.json
     """
-
-    model: str
-    """Hugging Face directory, or random:tiny, random:1b, random:8b for random weights."""
 
     out: Path
     """The profile to write; `simulate --profile FILE` reads it."""
+
+    model: str = ""
+    """Hugging Face directory, or random:tiny, random:1b, random:8b for random weights."""
+
+    refit: Path | None = None
+    """Measure nothing: fit to the steps in this file, which `--steps` wrote."""
 
     name: str = ""
     """Of the profile; the file's, if left out."""
@@ -81,8 +85,27 @@ def main(argv: list[str]) -> int:
     options = tyro.cli(Options, args=argv, prog="dispatchgym calibrate", config=(tyro.conf.FlagCreatePairsOff,))
     if options.out.suffix != ".json":
         raise UsageError(f"--out {options.out}: a profile is a .json file")
+    if bool(options.model) == (options.refit is not None):
+        raise UsageError("--model or --refit: give the model to measure, or the steps that were measured before")
     make_writable(options.out.parent, 1 << 20)
     out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+    measured = load_measured(options.refit) if options.refit is not None else _measure(options, err)
+    if options.steps is not None:
+        measured.save(options.steps)
+    profile = measured.profile()
+    file = {
+        "format": FORMAT,
+        "note": f"dispatchgym calibrate {' '.join(argv)}; {machine()}; {versions()}",
+        **asdict(replace(profile, name=options.name or options.out.stem)),
+    }
+    with atomic_write(options.out) as written:
+        written.write(json.dumps(file, indent=1) + "\n")
+    _say(profile, out)
+    out.print(f"profile: {options.out}", soft_wrap=True)
+    return 0
+
+
+def _measure(options: Options, err: Console) -> Measured:
     model = open_model(options.model, options.device)
     config = fit_config(
         model,
@@ -91,25 +114,11 @@ def main(argv: list[str]) -> int:
             max_len=options.max_len, token_budget=options.token_budget, max_spec=8,
         ),
     )  # fmt: skip
-    config = replace(config, host_blocks=min(64, config.kv_blocks))
-    profile, measured = calibrate(model, config, options, err)
-    file = {
-        "format": FORMAT,
-        "note": f"dispatchgym calibrate {' '.join(argv)}; {machine()}; {versions()}",
-        **asdict(replace(profile, name=options.name or options.out.stem)),
-    }
-    with atomic_write(options.out) as written:
-        written.write(json.dumps(file, indent=1) + "\n")
-    if options.steps is not None:
-        with atomic_write(options.steps) as written:
-            written.writelines(json.dumps(asdict(step)) + "\n" for step in measured)
-    _say(profile, out)
-    out.print(f"profile: {options.out}", soft_wrap=True)
-    return 0
+    return measure(model, replace(config, host_blocks=min(64, config.kv_blocks)), options, err)
 
 
-def calibrate(model: Model, config: EngineConfig, options: Options, err: Console) -> tuple[Profile, list[StepCost]]:
-    """Measure, fit, and judge on mixes that were not fitted to."""
+def measure(model: Model, config: EngineConfig, options: Options, err: Console) -> Measured:
+    """Steps over the grid and at random, swapping and pausing."""
     executor = make_executor(model, config)
     bench = Bench(executor, config, model.spec.vocabulary)
     rng = np.random.default_rng(1)
@@ -120,7 +129,7 @@ def calibrate(model: Model, config: EngineConfig, options: Options, err: Console
     count = min(options.validate, QUICK // 4) if options.quick else options.validate
     judged_on = random_mixes(config, max(1, count), rng, late)
     with progress(PASSES * (len(fitted_to) + len(judged_on)) + 2, err) as advance:
-        measured = measure_all(bench, fitted_to, advance)
+        steps = measure_all(bench, fitted_to, advance)
         held_out = measure_all(bench, judged_on, advance)
         blocks = min(config.host_blocks, config.max_len // config.block_tokens - 2)
         per_block = bench.swap_seconds_per_block(blocks)
@@ -130,12 +139,9 @@ def calibrate(model: Model, config: EngineConfig, options: Options, err: Console
     block_bytes = model.spec.kv_bytes_per_token(model.dtype) * config.block_tokens
     rough = replace(
         rough_profile(model, config), pause_s=pause_s, swap_bytes_per_s=block_bytes / per_block,
-        graph_sizes=_graph_sizes(model, config), captured_tokens=executor.captured_tokens,
+        graph_sizes=_graph_sizes(model, config),
     )  # fmt: skip
-    profile = fit(rough, measured)
-    fitted = {f"fitted_{name}": value for name, value in summary(profile, measured).items()}
-    judged = {f"held_out_{name}": value for name, value in summary(profile, held_out).items()}
-    return replace(profile, fit={**fitted, **judged}), [*measured, *held_out]
+    return Measured(rough, executor.captured_sizes, steps, held_out)
 
 
 def _graph_sizes(model: Model, config: EngineConfig) -> tuple[int, ...]:
@@ -160,13 +166,14 @@ def _say(profile: Profile, out: Console) -> None:
         "host",
         "host_mixed",
         "lead",
-        "captured_lead",
         "pause",
     ):
         out.print(f"{name:>16} {getattr(profile, name + '_s') * 1e6:14.6f} us")
-    if profile.decoding is not None:
-        for name, seconds in asdict(profile.decoding).items():
-            out.print(f"{'decoding ' + name[:-2]:>16} {seconds * 1e6:14.6f} us")
+    for kind in ("decoding", "captured"):
+        if (part := getattr(profile, kind)) is not None:
+            times = {name[:-2]: seconds for name, seconds in asdict(part).items() if name.endswith("_s")}
+            for name, seconds in times.items():
+                out.print(f"{f'{kind} {name}':>16} {seconds * 1e6:14.6f} us")
     out.print(f"{'swap':>16} {profile.swap_bytes_per_s / 1e9:14.3f} GB/s")
     for kind, what in (("fitted", "steps it was fitted to"), ("held_out", "random steps it was not")):
         fit = profile.fit

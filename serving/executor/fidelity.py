@@ -24,6 +24,9 @@ from dispatchgym.envs.llm.workload import Workload
 F64 = npt.NDArray[np.float64]
 Make = Callable[[], Policy | CompiledPolicy]
 
+NUDGE = 0.01
+"""Of all steps' times: who arrives during which step hangs on them, and with it what few requests feel."""
+
 WARM_STEPS = 20
 """Of a run's first steps, whose times say more about caches and clocks than about steps."""
 
@@ -35,6 +38,7 @@ class Twin:
     Attributes:
         scheduler: its name.
         real, simulated: what came of them.
+        faster, slower: what comes of the simulated run if all of its steps take NUDGE less, or more.
         costs: the model's steps, as they came.
         step_errors: |predicted / measured - 1| of each of them, shape (steps,).
         same_ledger: the simulated engine, told the model's step times, makes the same steps to the last block.
@@ -43,6 +47,8 @@ class Twin:
     scheduler: str
     real: Metrics
     simulated: Metrics
+    faster: Metrics
+    slower: Metrics
     costs: list[StepCost]
     step_errors: F64
     same_ledger: bool
@@ -57,15 +63,16 @@ class Twin:
         """Mean of the greatest tenth of the steps' errors."""
         return float(np.sort(self.step_errors)[-max(1, len(self.step_errors) // 10) :].mean())
 
-    def compared(self) -> list[tuple[str, float, float]]:
-        """Name, real and simulated value of what users feel; seconds, and tokens a second."""
-        rows = []
-        for what in ("ttft_s", "tpot_s", "e2e_s"):
-            for point in ("p50", "p90", "p99"):
-                pair = (getattr(getattr(run, what), point) for run in (self.real, self.simulated))
-                rows.append((f"{what[:-2].upper()} {point.upper()}", *pair))
-        rows.append(("throughput", self.real.throughput_tps, self.simulated.throughput_tps))
-        rows.append(("goodput", self.real.goodput_tps, self.simulated.goodput_tps))
+    def compared(self) -> list[tuple[str, list[float]]]:
+        """Name, and value in the four runs, of what users feel; seconds, and tokens a second."""
+        runs = (self.real, self.simulated, self.faster, self.slower)
+        rows = [
+            (f"{what[:-2].upper()} {point.upper()}", [float(getattr(getattr(run, what), point)) for run in runs])
+            for what in ("ttft_s", "tpot_s", "e2e_s")
+            for point in ("p50", "p90", "p99")
+        ]
+        rows.append(("throughput", [run.throughput_tps for run in runs]))
+        rows.append(("goodput", [run.goodput_tps for run in runs]))
         return rows
 
 
@@ -86,13 +93,16 @@ def twin(
         return noted[0]
 
     real = simulate(workload, make(), config, profile, seed, tokens=True, executor=noting)
-    simulated = simulate(workload, make(), config, profile, seed, tokens=True)
+    simulated, faster, slower = (
+        measure(simulate(workload, make(), config, profile.scaled(factor), seed, tokens=True))
+        for factor in (1.0, 1 - NUDGE, 1 + NUDGE)
+    )
     replayed = simulate(
         workload, make(), config, profile, seed, executor=lambda state: _Replayed(state, noted[0].results)
     )
     costs = noted[0].costs[WARM_STEPS:] or noted[0].costs
     errors = relative_errors(profile, costs)
-    return Twin(name, measure(real), measure(simulated), costs, errors, _same_steps(real, replayed))
+    return Twin(name, measure(real), simulated, faster, slower, costs, errors, _same_steps(real, replayed))
 
 
 def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:

@@ -25,7 +25,7 @@ from dispatchgym.envs.llm.profile import load_profile
 from dispatchgym.envs.llm.state import State
 from dispatchgym.envs.llm.workload import Workload
 from dispatchgym.serving.executor.build import fit_config, make_executor
-from dispatchgym.serving.executor.fidelity import Twin, at_load, kendall_tau, twin
+from dispatchgym.serving.executor.fidelity import NUDGE, Twin, at_load, kendall_tau, twin
 from dispatchgym.serving.executor.models import open_model
 from dispatchgym.serving.executor.torch_executor import TorchExecutor
 from dispatchgym.serving.executor.trace_tokens import TraceTokens
@@ -170,11 +170,13 @@ def _renewed(executor: TorchExecutor, workload: Workload, state: State) -> Torch
 
 def _say(twins: list[Twin], load: float, out: Console) -> None:
     for each in twins:
-        table = Table("", "model", "profile", "ratio - 1", title=f"{each.scheduler} at {load:.0%} load", box=None)
+        columns = ("", "model", "profile", "ratio - 1", f"if {NUDGE:.0%} faster", f"if {NUDGE:.0%} slower")
+        table = Table(*columns, title=f"{each.scheduler} at {load:.0%} load", box=None)
         for column in table.columns[1:]:
             column.justify = "right"
-        for name, real, simulated in each.compared():
-            table.add_row(name, f"{real:.4g}", f"{simulated:.4g}", f"{simulated / real - 1:+.1%}" if real else "")
+        for name, (real, simulated, *nudged) in each.compared():
+            ratios = [f"{value / real - 1:+.1%}" if real else "" for value in (simulated, *nudged)]
+            table.add_row(name, f"{real:.4g}", f"{simulated:.4g}", *ratios)
         out.print(table)
         out.print(
             f"steps: {len(each.step_errors)}, mean error {each.mape:.1%}, worst tenth {each.worst_decile:.1%}; "
@@ -196,4 +198,6 @@ def _row(each: Twin, load: float) -> dict[str, Any]:
         "same_ledger": each.same_ledger,
         "real": each.real.plain(),
         "simulated": each.simulated.plain(),
+        "faster": each.faster.plain(),
+        "slower": each.slower.plain(),
     }

@@ -25,17 +25,17 @@ I32 = npt.NDArray[np.int32]
 PIECES = 128
 """Most prompt pieces of a captured pass."""
 
-WIDTHS = (0, 32, 96)
+WIDTHS = (0, 32, 128)
 """Decoding rows of the graphs, beside as many as can be: few rows are read with more programs each."""
 
-LAUNCH_S, FLOP_S = 2e-4, 6.5e14
+LAUNCH_S, FLOP_S = 3e-4, 6.5e14
 """What the host needs to launch a segment op by op, and operations that matrix products get done in a second: both
-roughly, of an H200 and its host."""
+roughly, of an H200 and its host, in traffic."""
 
 
 def pass_sizes(most: int) -> tuple[int, ...]:
     """Tokens of the graphs for up to `most`: matrix products run in tiles of 128 rows, where there are many."""
-    sizes = (*range(32, 385, 32), *range(512, 2049, 128))
+    sizes = (*range(32, 385, 32), *range(512, 2049, 128), *range(2304, 4097, 256))
     return tuple(size for size in sizes if size <= most)
 
 

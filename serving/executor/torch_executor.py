@@ -154,9 +154,9 @@ class TorchExecutor:
         self._passes = passes(self.decoder, self.slots) if passes is not None else None
 
     @property
-    def captured_tokens(self) -> int:
-        """Tokens up to which passes are captured that are none of plain decoding; 0 without any."""
-        return self._passes.sizes[-1] if self._passes is not None else 0
+    def captured_sizes(self) -> tuple[int, ...]:
+        """Tokens of the captured passes that do more than decode; none where none is captured."""
+        return self._passes.sizes if self._passes is not None else ()
 
     # --- requests ---
 

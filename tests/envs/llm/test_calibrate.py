@@ -11,7 +11,7 @@ from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm.calibrate import StepCost, fit, predict, relative_errors, step_cost, summary
 from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.executor import Batch, SimulatedExecutor, StepResult
-from dispatchgym.envs.llm.profile import Decoding, Profile
+from dispatchgym.envs.llm.profile import Captured, Decoding, Profile
 from dispatchgym.envs.llm.simulate import simulate
 from dispatchgym.envs.llm.state import State
 from dispatchgym.envs.llm.workloads import load
@@ -79,26 +79,35 @@ CAPTURED = replace(
     host_s=4e-3,
     host_mixed_s=1e-3,
     lead_s=5e-4,
-    captured_tokens=64,
-    captured_lead_s=2e-4,
     decoding=Decoding(4e-4, 3e-4, 2e-6, 1e-6, 8e-9, 1e-6),
+    captured=Captured((16, 48, 128), 3e-3, 0.0, 8e-6, 5e-6, 2e-9, 3e-8, 1e-5, 2e-4, lead_s=2e-4),
     graph_sizes=(1, 2, 4, 8, 32),
 )
 
 
 def captured_steps(count: int) -> list[StepCost]:
-    """Steps of CAPTURED, by hand: those that decode alone are captured, others wait for the host."""
-    found = []
+    """Steps of CAPTURED, by hand: those of few tokens, verified drafts too, are captured, others wait for the host."""
+    found: list[StepCost] = []
     for step in random_steps(count, 0.0):
+        if step.prefill_tokens > 1000 and len(found) % 2:  # a small one
+            step = replace(step, prefill_tokens=40 * len(found) % 100 + step.prefills, pairs=step.pairs // 20)
+        if step.is_plain and len(found) % 4 == 0:
+            step = replace(step, decode_tokens=3 * step.decodes)
         if step.is_plain:
             d = CAPTURED.plain_decoding
             run = next(size for size in CAPTURED.graph_sizes if size >= step.decodes)
             seconds = d.base_s + max(d.weights_s, d.token_s * run) + d.row_s * step.decodes
             seconds += d.context_s * step.read + d.spread_s * step.read**0.5
+        elif (tokens := step.decode_tokens + step.prefill_tokens) <= 128:
+            before = 2e-3 if step.is_mixed and len(found) % 3 else 0.0
+            run = 16 if tokens <= 16 else 48 if tokens <= 48 else 128
+            pieces = step.prefills + (step.decodes if step.decode_tokens > step.decodes else 0)
+            seconds = 3e-3 + 8e-6 * run + 5e-6 * (step.decodes + step.prefills) + 2e-9 * step.pairs + 3e-8 * step.read
+            seconds += 1e-5 * pieces + (2e-4 if step.is_mixed else 0.0) - min(before, 2e-4)
+            step = replace(step, plain_before_s=before)
         else:
             before = 2e-3 if step.is_mixed and len(found) % 2 else 0.0
-            lead = 2e-4 if step.decode_tokens + step.prefill_tokens <= 64 else 5e-4
-            seconds = max(step.seconds - min(before, lead), (5e-3 if step.is_mixed else 4e-3) - before)
+            seconds = max(step.seconds - min(before, 5e-4), (5e-3 if step.is_mixed else 4e-3) - before)
             step = replace(step, plain_before_s=before)
         found.append(replace(step, seconds=seconds))
     return found
@@ -107,11 +116,22 @@ def captured_steps(count: int) -> list[StepCost]:
 def test_captured_steps_and_the_host_s_part_are_predicted_and_found_again() -> None:
     steps = captured_steps(400)
     assert predict(CAPTURED, steps) == pytest.approx([s.seconds for s in steps])
-    found = fit(replace(CAPTURED, host_s=0.0, host_mixed_s=0.0, decoding=None), steps[:300])
+    rough = replace(CAPTURED, host_s=0.0, host_mixed_s=0.0, decoding=None, captured=None)
+    found = fit(rough, steps[:300], (16, 48, 128))
     assert found.decoding is not None
     assert found.decoding.context_s == pytest.approx(8e-9, rel=0.1)
     assert found.lead_s == pytest.approx(5e-4, rel=0.2)
+    assert found.captured is not None
+    assert found.captured.sizes == (16, 48, 128)
+    assert found.captured.lead_s == pytest.approx(2e-4, rel=0.2)
+    assert found.captured.token_s == pytest.approx(8e-6, rel=0.1)
     assert summary(found, steps[300:])["mape"] < 0.02
+
+
+def test_too_few_captured_passes_are_fitted_with_the_others() -> None:
+    steps = captured_steps(400)
+    few = [step for k, step in enumerate(steps) if step.is_plain or step.tokens > 128 or k < 12]
+    assert fit(CAPTURED, few, (16, 48, 128)).captured is None
 
 
 def test_the_engine_takes_the_times_that_the_fit_predicts() -> None:

@@ -14,7 +14,8 @@ from dispatchgym.envs.llm.draws import DrawConfig, Serving, draw, draw_profile
 from dispatchgym.envs.llm.graph import COLUMNS, FIRST_ENGINE
 from dispatchgym.envs.llm.planning import step_of_plan
 from dispatchgym.envs.llm.policy import EngineView, Plan
-from dispatchgym.envs.llm.profile import Decoding, Profile
+from dispatchgym.envs.llm.profile import Captured, Decoding, Profile
+from dispatchgym.envs.llm.sight import Sight, fitting, seconds
 from dispatchgym.envs.llm.simulate import simulate
 from dispatchgym.envs.llm.workload import Workload
 from tests.envs.llm.helpers import PROFILE, random_workload
@@ -42,7 +43,16 @@ def measured(seed: int) -> Profile:
     while True:
         profile = draw_profile(rng)
         if profile.decoding is not None:
-            return replace(profile, chunk_s=1e-4, captured_tokens=40, captured_lead_s=0.3 * profile.lead_s)
+            return replace(profile, chunk_s=1e-4, captured=captured_like(profile))
+
+
+def captured_like(profile: Profile) -> Captured:
+    """Small steps of other prompts than all, which are captured."""
+    p = profile
+    return Captured(
+        (8, 16, 40), 0.4 * p.base_s, 0.5 * p.weights_s, 0.8 * p.token_s, 2 * p.row_s, 0.9 * p.pair_s,
+        1.2 * p.context_s, 2e-5, 0.5 * p.mixed_s, 0.3 * p.lead_s,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("profile", [PROFILE, *(measured(seed) for seed in range(6))], ids=lambda p: p.name)
@@ -51,6 +61,32 @@ def test_steps_take_as_long_as_expected(profile: Profile) -> None:
     policy = Expecting()
     record = simulate(random_workload(3, 60, rate=40.0, shared=False), policy, ROOMY, profile, strict=True)
     assert policy.expected_s == pytest.approx(record.steps.duration_s.tolist(), rel=1e-9)
+
+
+def test_a_piece_that_is_said_to_fit_is_the_longest_that_does() -> None:
+    """Against every length, where time rises with the tokens, in steps of captured sizes up to 40, then smoothly."""
+    profile = replace(measured(1), pair_s=0.0)
+    profile = replace(profile, captured=captured_like(profile))
+    engine = replace(ROOMY, history=256)
+    problem = Serving(random_workload(5, 40, rate=400.0, shared=False), engine, profile)
+    batch = EngineBatch(1, Room.of([problem]))
+    batch.load(0, problem)
+    batch.begin()
+    found: list[int] = []
+    for k in range(200):
+        if batch.count[0] == 0:
+            break
+        sight = Sight(*(array[0] for array in batch.turns.sight))
+        for start in (0, 30):
+            times = np.array([seconds(sight, n, start) for n in range(1, ROOMY.token_budget + 1)])
+            for limit_s in (*np.quantile(times, [0.0, 0.02, 0.1, 0.3, 1.0]) * (1 + 1e-9), times[0] * 0.9):
+                longest = int(np.flatnonzero(times <= limit_s).max(initial=-1)) + 1
+                assert fitting(sight, start, limit_s) == longest
+                found.append(longest)
+        batch.step(np.full(1, k % batch.count[0]))
+    assert min(found) == 0
+    assert any(0 < n <= 8 for n in found)
+    assert max(found) == ROOMY.token_budget
 
 
 def test_half_of_the_profiles_are_like_measured_ones() -> None:

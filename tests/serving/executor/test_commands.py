@@ -18,8 +18,11 @@ SMALL = ["--device=cpu", "--max-seqs=8", "--max-len=320", "--token-budget=256", 
 def test_a_model_is_made_measured_and_foretold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, profile, report = str(tmp_path / "model"), str(tmp_path / "mine.json"), str(tmp_path / "fidelity.json")
     assert main(["make-model", "--out", folder]) == 0
-    assert main(["calibrate", "--model", folder, "--out", profile, "--quick", *SMALL]) == 0
+    steps, again = str(tmp_path / "steps.jsonl"), str(tmp_path / "again.json")
+    assert main(["calibrate", "--model", folder, "--out", profile, "--quick", "--steps", steps, *SMALL]) == 0
     found = load_profile(profile)
+    assert main(["calibrate", "--refit", steps, "--out", again, "--name", "mine"]) == 0
+    assert load_profile(again) == found
     assert (found.name, found.source, found.segments, found.kv_tokens) == ("mine", "measured", 4, 3200)
     assert found.kv_bytes_per_token == 2 * 2 * 2 * 32 * 4
     assert found.fit["held_out_steps"] == 10
@@ -32,12 +35,20 @@ def test_a_model_is_made_measured_and_foretold(tmp_path: Path, capsys: pytest.Ca
     assert "Kendall tau" in said
     runs = json.loads(Path(report).read_text())["runs"]
     assert [run["scheduler"] for run in runs] == ["vllm", "sarathi", "sglang"]
+    assert all(run["faster"]["duration_s"] < run["slower"]["duration_s"] for run in runs)
     assert all(run["same_ledger"] and run["real"]["finished"] == run["simulated"]["finished"] == 3 for run in runs)
 
 
 def test_what_the_commands_cannot_do_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", "--model", "random:tiny", "--out", str(tmp_path / "x.txt")]) == 2
     assert "a profile is a .json file" in capsys.readouterr().err
+    for both in ([], ["--model", "random:tiny", "--refit", "x"]):
+        assert main(["calibrate", *both, "--out", str(tmp_path / "x.json")]) == 2
+        assert "--model or --refit" in capsys.readouterr().err
+    (tmp_path / "steps").write_text('{"seconds": 1}\n')
+    for file, why in (("steps", "no steps as `calibrate --steps` writes them"), ("none", "No such file")):
+        assert main(["calibrate", "--refit", str(tmp_path / file), "--out", str(tmp_path / "x.json")]) == 2
+        assert why in capsys.readouterr().err
     wrong = ["fidelity", "--model", "random:tiny", "--profile", "h200-8b", "--loads", "0", *SMALL]
     assert main(wrong) == 2
     assert "give shares above 0" in capsys.readouterr().err

@@ -214,8 +214,9 @@ def test_expected_times() -> None:
     )
     assert decode_s(PROFILE, 4, 1000) == pytest.approx(0.005 + 1000 * 3e-8)
     tokens = np.random.default_rng(0).integers(0, 5000, 300)
-    for name in profile_names():
-        profile = load_profile(name)
+    profiles = [load_profile(name) for name in profile_names()]
+    assert {profile.captured is None for profile in profiles} == {True, False}
+    for profile in profiles:
         assert prefills_s(profile, tokens, 512).tolist() == [prefill_s(profile, n, 512) for n in tokens.tolist()]
 
 
