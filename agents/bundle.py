@@ -41,6 +41,8 @@ from dispatchgym.envs.registry import unknown_name
 
 SCHEMA = 2
 FORMAT = "dispatchgym/policy"
+BUNDLE = "bundle:"
+"""Before a bundle's name or path, where rules could be named too."""
 MANIFEST, WEIGHTS, ONNX, GOLDEN = "manifest.json", "weights.safetensors", "policy.onnx", "golden.npz"
 KEYS = frozenset(
     (
@@ -176,6 +178,11 @@ def shipped(family: str | None = None) -> list[str]:
     """Names of the bundles that come with the package, of one family or of all."""
     found = sorted(folder.name for folder in SHIPPED.glob("*") if (folder / MANIFEST).is_file())
     return [name for name in found if family in (None, manifest_of(SHIPPED / name)["family"])]
+
+
+def typed(family: str | None = None) -> list[str]:
+    """As `shipped`, as people type them."""
+    return [BUNDLE + name for name in shipped(family)]
 
 
 def manifest_of(path: Path) -> dict[str, Any]:

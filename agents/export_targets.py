@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dispatchgym.agents import bundle as bundles
+from dispatchgym.agents.bundle import BUNDLE
 from dispatchgym.agents.simulation.names import scheduler
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.registry import unknown_name
 from dispatchgym.solvers.llm.needs import NEEDS
 from dispatchgym.solvers.routing import ROUTING_RULES
 
-BUNDLE = "bundle:"
 ROUTING = "routing"
 """Family of the rules that choose a replica."""
 ROUTING_NEEDS: Mapping[str, frozenset[str]] = {

@@ -6,11 +6,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from dispatchgym.agents import bundle as bundles
-from dispatchgym.agents.bundle import Bundle
+from dispatchgym.agents.bundle import BUNDLE, Bundle
 from dispatchgym.agents.llm_policy import ChoicePolicy
 from dispatchgym.agents.numpy_network import NumpyNetwork
-
-BUNDLE = "bundle:"
 
 
 class LearnedEngine(ChoicePolicy):

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeVar, get_args
 import numba
 import numpy as np
 
+from dispatchgym.agents import bundle as bundles
 from dispatchgym.agents.evaluation import tuning
 from dispatchgym.agents.evaluation.family import AnyPolicy, Kind
 from dispatchgym.agents.evaluation.problem import Problem
@@ -281,7 +282,7 @@ def parse_policy(spec: str, delta: float = 0.0) -> Policy:
     if head in FAMILIES:
         policy: Policy = FAMILIES[head](text, delta)
         return policy
-    raise unknown_name("policy", head, [*rules.RULES, *FAMILIES])
+    raise unknown_name("policy", head, [*rules.RULES, *FAMILIES, *bundles.typed("jobshop")])
 
 
 def parse_rule(spec: str, delta: float = 0.0) -> RulePolicy:

@@ -37,7 +37,7 @@ from dispatchgym.solvers.llm.schedulers import SCHEDULERS
 
 FAILED = 1
 
-FEW = 2000
+FEW, FEW_ON_MODEL = 2000, 100
 """Requests of a trace or twin where the user does not say."""
 
 TTFT_SLO_S, TPOT_SLO_S = 2.0, 0.1
@@ -60,7 +60,8 @@ class Options:
     vllm,vllm+watermark=0.02 runs vllm twice."""
 
     requests: int | None = None
-    """Take the first so many; 0 for all. Default: 2000 of a trace or twin, the usual number of a generator."""
+    """Take the first so many; 0 for all. Default: 2000 of a trace or twin, the usual number of a generator, 100
+    on a real model."""
 
     rate_scale: float = 1.0
     """2 makes everything arrive twice as fast."""
@@ -229,11 +230,15 @@ def _schedulers(text: str) -> dict[str, running.Make]:
 def _workload(options: Options, name: str) -> tuple[Workload, list[str]]:
     """The workload asked for, and what a reader should know of it."""
     notes: list[str] = []
+    requests = options.requests
+    if requests is None and options.executor != SIMULATED:
+        requests = FEW_ON_MODEL
+        notes.append(f"{requests} requests, for their steps really run; --requests takes more, 0 all")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", files.TraceWarning)
         workload = workloads.load(
             name,
-            requests=options.requests or None,
+            requests=requests or None,
             rate_scale=options.rate_scale,
             rate_per_s=options.rate,
             seed=options.seed,
@@ -244,7 +249,7 @@ def _workload(options: Options, name: str) -> tuple[Workload, list[str]]:
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
         else:
             notes.append(str(each.message))
-    if options.requests is None and name not in workloads.GENERATORS and len(workload) > FEW:
+    if requests is None and name not in workloads.GENERATORS and len(workload) > FEW:
         notes.append(f"the first {FEW:,} of {len(workload):,} requests; --requests 0 takes all")
         workload = workload.take(np.arange(FEW))
     ttft_s, tpot_s = options.ttft_slo, options.tpot_slo

@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 from functools import partial
 
-from dispatchgym.agents.learned_llm import BUNDLE, LearnedEngine
+from dispatchgym.agents import bundle as bundles
+from dispatchgym.agents.bundle import BUNDLE
+from dispatchgym.agents.learned_llm import LearnedEngine
 from dispatchgym.agents.simulation.runs import Make
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.registry import unknown_name
@@ -20,6 +22,8 @@ def scheduler(text: str) -> Make:
         BundleError: a bundle that cannot be trusted.
     """
     name, *constants = text.split("+")
+    if name not in SCHEDULERS and not name.startswith(BUNDLE):
+        raise unknown_name("scheduler", name, [*SCHEDULERS, *bundles.typed("llm")])
     made = SCHEDULERS[name] if not name.startswith(BUNDLE) else partial(LearnedEngine, name.removeprefix(BUNDLE))
     if name.startswith(BUNDLE):
         made()  # answers before anything runs

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from dispatchgym.agents.architecture import PolicyConfig
+from dispatchgym.agents.bundle import BUNDLE
 from dispatchgym.agents.graph_vec_env import RolloutConfig
 from dispatchgym.agents.llm_world import LLMSource
 from dispatchgym.agents.packing_world import PackingSource
@@ -25,7 +26,6 @@ from dispatchgym.envs.packing import shortlist
 from dispatchgym.envs.registry import unknown_name
 
 SCHEMA = 1
-BUNDLE = "bundle:"
 
 Graph = Literal["jobs", "ops", "pilot", "repack", "bindings", "engine"]
 """Graphs to train on: three of the job shop, two of packing, one of an LLM engine."""

@@ -36,7 +36,7 @@ from dispatchgym.agents.training.checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
-from dispatchgym.agents.training.config import BUNDLE, TrainConfig, dump
+from dispatchgym.agents.training.config import TrainConfig, dump
 from dispatchgym.agents.training.evaluations import GREEDY
 from dispatchgym.agents.training.imitation import imitate
 from dispatchgym.agents.training.pictures import write_pictures
@@ -127,7 +127,7 @@ def start_from(policy: GraphActorCriticPolicy, config: TrainConfig, name: str) -
     Raises:
         UsageError: it is for other graphs, of another architecture or for another setting.
     """
-    loaded = bundle.load(bundle.find(name.removeprefix(BUNDLE)))
+    loaded = bundle.load(bundle.find(name.removeprefix(bundle.BUNDLE)))
     runtime = loaded.runtime
     assert isinstance(runtime, TorchNetwork)
     for part, own, other in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -76,8 +77,11 @@ def _backend(named: RunsOn) -> Backend:
     module, _, attribute = known.get(named.executor, named.executor).partition(":")
     try:
         make = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+        inspect.signature(make).bind(named.model, named.device)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         names = ", ".join((SIMULATED, *known))
-        raise UsageError(f"executor {named.executor!r}: write {names} or module:attr ({error})") from error
+        raise UsageError(
+            f"executor {named.executor!r}: write {names} or module:attr, which takes model and device ({error})"
+        ) from error
     made: Backend = make(named.model, named.device)
     return made

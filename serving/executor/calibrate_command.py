@@ -25,6 +25,8 @@ from dispatchgym.serving.executor.weights import Model
 
 QUICK = 40
 """Mixes that a quick sweep measures."""
+LEAST_LEN = 256
+"""Tokens of the longest text, at least, over which a sweep says something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,11 @@ def _measure(options: Options, err: Console) -> Measured:
             max_len=options.max_len, token_budget=options.token_budget, max_spec=8,
         ),
     )  # fmt: skip
+    if config.max_len < LEAST_LEN:
+        raise UsageError(
+            f"calibrate: texts of up to {config.max_len} tokens are too short to measure, {LEAST_LEN} would do; "
+            "raise --max-len, or --kv-blocks, which must hold one"
+        )
     return measure(model, replace(config, host_blocks=min(64, config.kv_blocks)), options, err)
 
 

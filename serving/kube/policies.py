@@ -107,12 +107,12 @@ def load_policy(spec: str) -> ScoringPolicy:
         UnknownNameError: no such bundle or rule; BundleError: one that cannot be trusted; UsageError: a bundle of
             another world.
     """
-    if spec.startswith("bundle:"):
-        folder = bundles.find(spec.removeprefix("bundle:"))
+    if spec.startswith(bundles.BUNDLE):
+        folder = bundles.find(spec.removeprefix(bundles.BUNDLE))
         has_onnx = bundles.ONNX in bundles.manifest_of(folder)["files"]
         loaded = bundles.load(folder, "onnx" if has_onnx else "numpy")
         return NetworkPolicy(spec, loaded.runtime, loaded.choices)
     known = [*PLUG_INS, *rules.RULES]
     if spec not in known:
-        raise unknown_name("policy", spec, known)
+        raise unknown_name("policy", spec, [*known, *bundles.typed("packing")])
     return RulePolicy(spec)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from dispatchgym.agents import bundle as bundles
+from dispatchgym.agents.bundle import BUNDLE
 from dispatchgym.envs.api import DispatchGymError, UnknownNameError, UsageError
 from dispatchgym.serving.llm.frontend import Frontend
-from dispatchgym.serving.llm.schedulers import BUNDLE, FAMILY, find_bundle
+from dispatchgym.serving.llm.schedulers import FAMILY, find_bundle
 from dispatchgym.serving.llm.sequences import SwitchError
 from dispatchgym.serving.wire import RequestError
 from dispatchgym.solvers.llm.schedulers import SCHEDULERS

@@ -11,7 +11,7 @@ from dispatchgym.envs.llm.policy import EngineSpec
 from dispatchgym.envs.llm.profile import load_profile
 from dispatchgym.envs.llm.setup import fresh_state
 from dispatchgym.envs.llm.workload import Workload
-from dispatchgym.serving.llm.schedulers import BUNDLE, FAMILY, load_scheduler, rehearse
+from dispatchgym.serving.llm.schedulers import FAMILY, load_scheduler, rehearse
 from dispatchgym.solvers.llm.vllm import Vllm
 
 RULES = ("vllm", "edf")
@@ -21,7 +21,7 @@ RULES = ("vllm", "edf")
 def compile_engine() -> None:
     """Run everything once that a live engine compiles at its first use."""
     spec = EngineSpec(EngineConfig(kv_blocks=512, max_len=4096), load_profile("h200-8b"), 512, slo_kind="mean")
-    for name in (*RULES, *(BUNDLE + bundle for bundle in bundles.shipped(FAMILY))):
+    for name in (*RULES, *bundles.typed(FAMILY)):
         rehearse(load_scheduler(name), spec)
     none = np.zeros(0, np.int32)
     empty = Workload(np.zeros(0), none, none, hash_block=spec.config.block_tokens)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dispatchgym.agents import bundle as bundles
+from dispatchgym.agents.bundle import BUNDLE
 from dispatchgym.agents.learned_llm import load_bundle
 from dispatchgym.agents.llm_policy import ChoicePolicy
 from dispatchgym.agents.simulation.names import scheduler
@@ -20,7 +21,6 @@ from dispatchgym.solvers.llm.menu import Menu
 from dispatchgym.solvers.llm.schedulers import SCHEDULERS
 from dispatchgym.solvers.llm.vllm import Vllm
 
-BUNDLE = "bundle:"
 FAMILY = "llm"
 """Of bundles that decide about engines."""
 REHEARSED = 24

@@ -258,7 +258,7 @@ def parse_policy(spec: str, delta: float = 0.0) -> AnyPolicy:
     text = spec.strip()
     head = re.split(r"[@+:]", text, maxsplit=1)[0].lower()
     if head not in POLICIES:
-        raise unknown_name("scheduler", head, POLICIES)
+        raise unknown_name("scheduler", head, [*POLICIES, *bundles.typed("llm")])
     policy: AnyPolicy = POLICIES[head](text)
     return policy
 

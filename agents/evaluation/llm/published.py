@@ -138,7 +138,7 @@ def means_over_contests(values: Values) -> list[dict[str, Any]]:
     """For each policy that ran in every contest its geometric mean ratio to the first policy, with a 95 % interval.
 
     A contest's ratio is the mean over its groups; the interval comes from drawing the seeds of each group anew, the
-    same for both policies.
+    same for both policies: None where no group has two.
     """
     worlds = [world for world in WORLDS if world in values]
     if len(worlds) < 2:
@@ -166,10 +166,11 @@ def means_over_contests(values: Values) -> list[dict[str, Any]]:
                 resampled += mine[pick].mean(axis=1) / np.maximum(theirs[pick].mean(axis=1), 1e-12)
             logs += math.log(max(sum(ratios) / len(ratios), 1e-12)) / len(worlds)
             drawn += np.log(np.maximum(resampled / len(ratios), 1e-12)) / len(worlds)
-        low, high = np.percentile(100 * (np.exp(drawn) - 1), [2.5, 97.5])
+        interval = np.percentile(100 * (np.exp(drawn) - 1), [2.5, 97.5]).tolist()
+        repeated = any(pick.shape[1] > 1 for pick in draws.values())
         found.append(
             {"policy": policy, "base": base, "worlds": len(worlds), "mean_pct": 100 * (math.exp(logs) - 1),
-             "interval": [float(low), float(high)]}
+             "interval": interval if repeated else None}
         )  # fmt: skip
     return sorted(found, key=lambda row: -row["mean_pct"])
 
@@ -178,7 +179,7 @@ def mean_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A sentence a policy."""
     return [
         f"Mean over {row['worlds']} contests: {row['policy']} {row['mean_pct']:+.1f} % of {row['base']} "
-        f"[{row['interval'][0]:+.1f}, {row['interval'][1]:+.1f}]"
+        + ("[{:+.1f}, {:+.1f}]".format(*row["interval"]) if row["interval"] else "(--seeds 2 and more: an interval)")
         for row in rows
     ]
 

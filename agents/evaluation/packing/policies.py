@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numba
 import numpy as np
 
+from dispatchgym.agents import bundle as bundles
 from dispatchgym.agents.evaluation.family import AnyPolicy, Kind
 from dispatchgym.agents.evaluation.packing.problem import PackingAnswer, PackingProblem, Run, Start, World
 from dispatchgym.agents.evaluation.policies import number, parts
@@ -289,7 +290,7 @@ def parse_policy(spec: str, delta: float = 0.0) -> AnyPolicy:
     text = spec.strip()
     head = re.split(r"[@+:]", text, maxsplit=1)[0].lower()
     if head not in POLICIES:
-        raise unknown_name("packing policy", head, POLICIES)
+        raise unknown_name("packing policy", head, [*POLICIES, *bundles.typed("packing")])
     before, is_hinted, _ = text.partition("+hint:")
     base, is_repaired, limit = before.rpartition("+repair")
     if is_repaired and not is_hinted:

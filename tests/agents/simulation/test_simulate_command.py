@@ -111,6 +111,7 @@ def test_an_offline_batch_has_no_capacity(tmp_path: Path, capsys: pytest.Capture
         ([], UsageError, "name a workload with --trace"),
         (["--trace", "azure-2023-con-twin"], UnknownNameError, "did you mean 'azure-2023-conv-twin'"),
         (["--trace", "chat", "--schedulers", "vlm"], UnknownNameError, "did you mean 'vllm'"),
+        (["--trace", "chat", "--schedulers", "llm-engine"], UnknownNameError, "did you mean 'bundle:llm-engine'"),
         (["--trace", "chat", "--schedulers", ","], UsageError, "--schedulers names none"),
         (["--trace", "chat", "--target", "1.5"], UsageError, "--target is 1.5"),
         (["--trace", "chat", "--set", "arrival"], UsageError, "'arrival' is no NAME=VALUE"),

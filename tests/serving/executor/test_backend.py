@@ -33,11 +33,13 @@ def test_an_evaluation_on_a_model_says_so_and_serves_every_request(tmp_path: Pat
     assert "model random:tiny" in notes[0]
 
 
-def test_simulate_runs_schedulers_on_a_model(tmp_path: Path) -> None:
-    traffic = ["--trace", "azure-2023-conv-twin", "--requests", "3", "--schedulers", "vllm,sarathi"]
+def test_simulate_runs_schedulers_on_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    traffic = ["--trace", "azure-2023-conv-twin", "--schedulers", "vllm,sarathi"]
+    monkeypatch.setattr("dispatchgym.agents.simulation.command.FEW_ON_MODEL", 3)
     assert main(["simulate", *traffic, *ON_CPU, "--out", str(tmp_path)]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["runs_on"]["executor"] == "torch"
+    assert summary["notes"][0].startswith("3 requests, for their steps really run")
     rows = json.loads((tmp_path / "results.json").read_text())
     assert [(row["policy"], row["status"], row["capacity"]) for row in rows] == [
         ("vllm", "ok", None), ("sarathi", "ok", None),
@@ -51,6 +53,7 @@ def test_simulate_runs_schedulers_on_a_model(tmp_path: Path) -> None:
         (["llm/small", *ON_CPU], "rounds of one second"),
         (["llm/smoke", *ON_CPU, "--evidence", "e"], "--evidence runs everything twice"),
         (["llm/smoke", "--executor", "nobody:there"], "executor 'nobody:there'"),
+        (["llm/smoke", "--executor", "json:loads"], "executor 'json:loads': write simulated, torch or module:attr"),
         (["llm/smoke", "--requests", "0"], "--requests is 0"),
         (["jobshop/smoke", "--executor", "torch"], "--executor is for LLM traffic"),
         (["packing/smoke", "--requests", "3"], "--requests is for LLM traffic"),

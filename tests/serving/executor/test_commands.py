@@ -45,6 +45,9 @@ def test_what_the_commands_cannot_do_is_refused(tmp_path: Path, capsys: pytest.C
     for both in ([], ["--model", "random:tiny", "--refit", "x"]):
         assert main(["calibrate", *both, "--out", str(tmp_path / "x.json")]) == 2
         assert "--model or --refit" in capsys.readouterr().err
+    short = ["calibrate", "--model", "random:tiny", "--device", "cpu", "--kv-blocks", "4", "--out"]
+    assert main([*short, str(tmp_path / "x.json")]) == 2
+    assert "texts of up to 64 tokens are too short to measure" in capsys.readouterr().err
     (tmp_path / "steps").write_text('{"seconds": 1}\n')
     for file, why in (("steps", "no steps as `calibrate --steps` writes them"), ("none", "No such file")):
         assert main(["calibrate", "--refit", str(tmp_path / file), "--out", str(tmp_path / "x.json")]) == 2

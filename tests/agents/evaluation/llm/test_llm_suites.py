@@ -153,6 +153,10 @@ def test_means_over_contests_by_hand() -> None:
     assert (row["policy"], row["base"], row["worlds"]) == ("other", "base", 2)
     assert row["mean_pct"] == pytest.approx(100 * ((3.0 * 4.0 / 3.0) ** 0.5 - 1))
     assert row["interval"] == pytest.approx([row["mean_pct"]] * 2)
+    once = {world: {g: {p: {0: 2.0} for p in of} for g, of in groups.items()} for world, groups in values.items()}
+    (row,) = published.means_over_contests(once)
+    assert row["interval"] is None
+    assert "an interval" in published.mean_lines([row])[0]
 
 
 def test_claims_stand_beside_what_was_measured() -> None:
