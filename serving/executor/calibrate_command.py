@@ -135,9 +135,8 @@ def measure(model: Model, config: EngineConfig, options: Options, err: Console) 
         fitted_to = fitted_to[:: -(-len(fitted_to) // QUICK)]
     count = min(options.validate, QUICK // 4) if options.quick else options.validate
     judged_on = random_mixes(config, max(1, count), rng, late)
-    with progress(PASSES * (len(fitted_to) + len(judged_on)) + 2, err) as advance:
-        steps = measure_all(bench, fitted_to, advance)
-        held_out = measure_all(bench, judged_on, advance)
+    with progress(PASSES[model.device.type] * (len(fitted_to) + len(judged_on)) + 2, err) as advance:
+        steps = measure_all(bench, [*fitted_to, *judged_on], advance)
         blocks = min(config.host_blocks, config.max_len // config.block_tokens - 2)
         per_block = bench.swap_seconds_per_block(blocks)
         advance("swap")
@@ -148,7 +147,7 @@ def measure(model: Model, config: EngineConfig, options: Options, err: Console) 
         rough_profile(model, config), pause_s=pause_s, swap_bytes_per_s=block_bytes / per_block,
         graph_sizes=_graph_sizes(model, config),
     )  # fmt: skip
-    return Measured(rough, executor.captured_sizes, steps, held_out)
+    return Measured(rough, executor.captured_sizes, steps[: len(fitted_to)], steps[len(fitted_to) :])
 
 
 def _graph_sizes(model: Model, config: EngineConfig) -> tuple[int, ...]:
