@@ -77,7 +77,7 @@ format: setup ## let ruff mend what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-types: setup ## mypy --strict over the package
+types: setup ## mypy --strict over the package and benchmarks/
 	@$(BIN)/mypy
 
 tests: setup ## pytest without the slow tests (PYTEST_ARGS=... to choose)

@@ -66,7 +66,7 @@ def draw(prompt: int, output: int, requests: int, seed: int) -> Workload:
     rng = np.random.default_rng(seed)
     return Workload(
         arrival_s=np.zeros(requests),
-        prompt_tokens=rng.integers(prompt // 2, 3 * prompt // 2, requests, endpoint=True),
+        prompt_tokens=rng.integers(prompt // 2, 3 * prompt // 2, requests, endpoint=True).astype(np.int32),
         output_tokens=np.minimum(rng.geometric(1 / output, requests), 16 * output),
         max_new_tokens=np.full(requests, 16 * output),
     )

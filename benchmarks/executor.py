@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -37,9 +38,11 @@ from dispatchgym.envs.llm.setup import fresh_state
 from dispatchgym.envs.llm.workload import Workload
 from dispatchgym.serving.executor import fast_path, sweep
 from dispatchgym.serving.executor.build import fit_config, make_executor, rough_profile
+from dispatchgym.serving.executor.decode_rows import COLUMNS
 from dispatchgym.serving.executor.models import open_model
 from dispatchgym.serving.executor.parallel import Leader
 from dispatchgym.serving.executor.sampling_params import Sampling
+from dispatchgym.serving.executor.sequences import Sequences
 from dispatchgym.serving.executor.spec import ModelSpec
 from dispatchgym.serving.executor.torch_executor import TorchExecutor
 from dispatchgym.serving.executor.weights import Model
@@ -100,8 +103,8 @@ class Bench:
         self.start_s = time.perf_counter() - before
         self.spent: dict[str, tuple[int, float]] = {}
         profile = rough_profile(model, config)
-        none = np.zeros(0)
-        state = fresh_state(Workload(none, none, none), config, profile, 0, steps=False, tokens=False)
+        none = np.zeros(0, np.int32)
+        state = fresh_state(Workload(np.zeros(0), none, none), config, profile, 0, steps=False, tokens=False)
         policy, spec = Vllm(), EngineSpec(config, profile, config.kv_blocks)
         policy.prepare(state, spec, 0)
         self.engine = Engine(state, policy, spec, executor=self.executor, clock=time.perf_counter)
@@ -167,33 +170,42 @@ class Bench:
 
 
 @contextmanager
-def blocked() -> Iterator[list[float]]:
-    """Collects how long the host waits for each plain step's tokens."""
+def watched(bench: Bench) -> Iterator[tuple[list[float], list[float]]]:
+    """Collects how long the host waits for each plain step's tokens, and what launching each takes."""
     waits: list[float] = []
-    book = fast_path.PlainStep.book
+    launches: list[float] = []
+    assert isinstance(bench.executor, TorchExecutor)
+    assert bench.executor._fast is not None
+    steps = bench.executor._fast._steps
+    book, launch = fast_path.PlainStep.book, steps.launch
 
-    def timed(step: fast_path.PlainStep, sequences: object) -> None:
+    def booked(step: fast_path.PlainStep, sequences: Sequences) -> None:
         before = time.perf_counter()
         step._flight.wait()
         waits.append(time.perf_counter() - before)
-        book(step, sequences)  # type: ignore[arg-type]
+        book(step, sequences)
 
-    fast_path.PlainStep.book = timed  # type: ignore[method-assign]
-    try:
-        yield waits
-    finally:
-        fast_path.PlainStep.book = book  # type: ignore[method-assign]
+    def launched(flight: fast_path.Flight, rows: int) -> None:
+        before = time.perf_counter()
+        launch(flight, rows)
+        launches.append(time.perf_counter() - before)
+
+    with mock.patch.object(fast_path.PlainStep, "book", booked), mock.patch.object(steps, "launch", launched):
+        yield waits, launches
 
 
-def host_us(bench: Bench, running: int) -> Measured:
-    """What a plain step costs the host with so many running: engine, policy, executor, launch; waiting left out."""
+def host_us(bench: Bench, running: int) -> tuple[Measured, float]:
+    """What a plain step costs the host with so many running: engine, policy, executor, launch; waiting left out.
+
+    And what of this is the launch of the captured step, which is the driver's. The spread is the least and P90.
+    """
     numbers = [bench.submit(Request(np.arange(1, 65, dtype=np.int32), 400)) for _ in range(running)]
     while bench.engine.state.eng["waiting"][0] or (bench.engine.state.req["generated"][numbers] == 0).any():
         bench.engine.step()
     for _ in range(20):
         bench.engine.step()
     costs = []
-    with blocked() as waits:
+    with watched(bench) as (waits, launches):
         for _ in range(100):
             before, known = time.perf_counter(), len(waits)
             bench.engine.step()
@@ -201,7 +213,8 @@ def host_us(bench: Bench, running: int) -> Measured:
     while bench.engine.step():
         pass
     bench.release(numbers)
-    return Measured(statistics.median(costs), (min(costs), float(np.percentile(costs, 90))))
+    cost = Measured(statistics.median(costs), (min(costs), float(np.percentile(costs, 90))))
+    return cost, 1e6 * statistics.median(launches)
 
 
 def bound_s(
@@ -215,7 +228,7 @@ def bound_s(
     context, left = np.zeros(0), np.zeros(0)
     reserved = np.zeros(0)
     while waiting or len(left):
-        come = []
+        come: list[Request] = []
         while waiting and len(left) + len(come) < max_seqs:
             need = len(waiting[0].prompt) + waiting[0].output
             if reserved.sum() + sum(len(r.prompt) + r.output for r in come) + need > kv_tokens:
@@ -266,7 +279,7 @@ def decode_rows(model: Model, sizes: Sequence[int], context: int, bw: float, pea
             columns[SLOT], columns[POSITION], columns[TOKEN], columns[CHANGED_SLOT:] = slots.padding, 0, 0, -1
             columns[SLOT, :size], columns[POSITION, :size] = np.arange(size), context - 1
             columns[TOKEN, :size] = -1
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in "be")
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in "be")  # type: ignore[no-untyped-call]  # torch's
             begin.record()
             steps.launch(flight, size)
             end.record()
@@ -328,7 +341,7 @@ def profile_rows(bench: Bench, running: int) -> list[Row]:
         wall = 1e6 * (time.perf_counter() - before) / steps
     spent: dict[str, float] = {}
     for event in trace.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type.name == "CUDA":
             kind = next((k for k, parts in CLASSES.items() if any(p in event.name for p in parts)), "other")
             spent[kind] = spent.get(kind, 0.0) + event.device_time / steps
     spent["between kernels"] = max(0.0, wall - sum(spent.values()))
@@ -400,8 +413,9 @@ def on_gpu(options: argparse.Namespace, say: Callable[[list[Row]], None]) -> Non
             if "workloads" in parts:
                 say(workload_rows(bench, load, drawn(count), options.repeats if count < 1000 else 1, bw, peak))
             if "profile" in parts and load == loads[0]:
-                cost = host_us(bench, count)
-                say([Row(f"{name} host work of a step, {count} running", cost.value, "us", cost.spread, bar="bar 100")])
+                cost, launch = host_us(bench, count)
+                bar = f"bar 100; spread: least and P90; {launch:.0f} us of it launch the captured step"
+                say([Row(f"{name} host work of a step, {count} running", cost.value, "us", cost.spread, bar=bar)])
                 say(profile_rows(bench, count))
             if "latency" in parts and load == loads[0]:
                 top = 60.0 if name == "1b" else 14.0
@@ -411,8 +425,43 @@ def on_gpu(options: argparse.Namespace, say: Callable[[list[Row]], None]) -> Non
             torch.cuda.empty_cache()
 
 
+class Instant:
+    """Captured steps that take no time: what is left is the host's work. Every token is 1."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.tokens = np.zeros(COLUMNS * rows, np.int32), np.ones(rows, np.int32)
+        self._pitch = rows
+
+    def pitch_of(self, rows: int) -> int:
+        return self._pitch
+
+    def next_flight(self) -> Instant:
+        return self
+
+    def launch(self, flight: fast_path.Flight, rows: int) -> None:
+        """Nothing is started."""
+
+    def is_done(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        """It is here."""
+
+
+def without_device(model: Model, config: EngineConfig) -> TorchExecutor:
+    """An executor whose captured steps are instant."""
+    return TorchExecutor(
+        model, kv_blocks=config.kv_blocks, max_seqs=config.max_seqs, block_tokens=config.block_tokens,
+        host_blocks=config.host_blocks, max_len=config.max_len, late=True,
+        graphs=lambda decoder, slots: Instant(config.max_seqs),
+    )  # fmt: skip
+
+
 def on_cpu(say: Callable[[list[Row]], None]) -> None:
     torch.set_num_threads(1)
+    cost, _ = host_us(Bench(open_model("random:tiny", "cpu"), 256, 8192, 1024, without_device, 256 * 32), 256)
+    bar = "spread: least and P90; nothing is launched"
+    say([Row("tiny host work of a step, 256 running", cost.value, "us", cost.spread, bar=bar)])
     bench = Bench(open_model("random:tiny", "cpu"), 16, 256, 512)
     say(workload_rows(bench, "W16, short", drawn(16, 64), 3, 0.0, 1.0))
     say(latency_rows(bench, [20.0], 1.0))
@@ -430,6 +479,9 @@ def main() -> None:
     )
     parser.add_argument("--peak", type=float, default=790, help="of the bound, TFLOP/s [%(default)s, an H200 in bf16]")
     options = parser.parse_args()
+    for part in options.parts.split(","):
+        if part not in PARTS:
+            parser.error(f"--parts: {part!r} is not known; known are {', '.join(PARTS)}")
     rows: list[Row] = []
 
     def say(more: list[Row]) -> None:

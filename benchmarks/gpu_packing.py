@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from harness.rows import Measured, Row, arguments, publish
@@ -49,7 +50,7 @@ def main() -> int:
             options.twin = True
     seeds = openb.SEEDS[: 2 if options.quick else None]
     problems: dict[str, Callable[[int], PackingInstance]] = (
-        {"twin": twin.load} if options.twin else {w: lambda seed, w=w: openb.load(w, seed) for w in options.workloads}
+        {"twin": twin.load} if options.twin else {w: partial(openb.load, w) for w in options.workloads}
     )
 
     print(
@@ -78,7 +79,8 @@ def main() -> int:
             spread = min(last), max(last)
             bar = f"mean of {len(seeds)} seeds; within {bound} points" if known is not None else ""
             name = f"{workload} {rule} at 130 %"
-            rows.append(Row(name, float(mean[-1]), "% allocated", spread, known and "published", known, bar))
+            peer = "published" if known is not None else None
+            rows.append(Row(name, float(mean[-1]), "% allocated", spread, peer, known, bar))
             spent = Measured.of(seconds)
             rows.append(Row(f"{workload} {rule} run", spent.value, "CPU s", spent.spread))
     publish(rows, options.json, ("numpy", "numba"))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import gymnasium
@@ -77,8 +78,8 @@ def batched(repeats: int) -> list[Row]:
     for size, (name, n) in SIZES.items():
         for variant in ("jssp", "bws", "isbjssp"):
             for graph in ("ops", "jobs"):
-                batch = batch_of(library.load(name), ShopConfig(variant), graph, n)  # type: ignore[arg-type]
-                speed = rate(lambda batch=batch: random_episodes(batch, True), repeats)  # type: ignore[misc]
+                batch = batch_of(library.load(name), ShopConfig(variant), graph, n)
+                speed = rate(partial(random_episodes, batch, True), repeats)
                 label = f"{variant} batch of {n}, {graph} graph, {size}"
                 rows.append(Row(label, speed.value, "steps/s", speed.spread, bar=bars.get((variant, graph, size), "")))
     return rows

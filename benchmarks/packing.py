@@ -7,6 +7,7 @@ continuous benchmark runs at 680 to 810, the published FGD simulator at about 18
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -56,7 +57,7 @@ def main() -> None:
     for name in ("dispatchgym/PodPacking-v0", "dispatchgym/GpuPacking-v0"):
         env = gymnasium.make(name, disable_env_checker=True)
 
-        def episodes(env: gymnasium.Env = env) -> int:  # type: ignore[type-arg]
+        def episodes(env: gymnasium.Env[Any, Any] = env) -> int:
             rng, steps = np.random.default_rng(0), 0
             for seed in range(3):
                 obs, _ = env.reset(seed=seed)

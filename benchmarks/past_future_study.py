@@ -11,6 +11,8 @@ without the output that comes back with it, and evicts it once more; by both, it
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from harness.rows import Measured, Row, arguments, publish
 
@@ -28,7 +30,7 @@ SCRIPT = {  # steps, use of the pool in per cent, evictions for 100 requests
     "aggressive": {1: (280_980, 98.4, 93.5), 2: (611_930, 97.9, 93.3), 3: (231_520, 98.1, 35.2)},
     "past-future": {1: (300_050, 93.1, 7.2), 2: (654_830, 92.1, 7.2), 3: (236_620, 94.6, 3.0)},
 }
-POLICIES = {
+POLICIES: dict[str, Callable[[], Conservative | Aggressive | PastFuture]] = {
     "conservative": lambda: Conservative(limit=1.0, assumed_new=4096, every=10),
     "aggressive": lambda: Aggressive(limit=0.99, every=10, with_prompt=True),
     "past-future": lambda: PastFuture(window=1000, reserve=0.03, initial=512, poll=10),
@@ -63,8 +65,8 @@ def study(distribution: int, policy: Conservative | Aggressive | PastFuture, see
     rng = np.random.default_rng(seed)
     workload = Workload(
         arrival_s=np.zeros(REQUESTS),
-        prompt_tokens=rng.integers(*prompts, REQUESTS, endpoint=True),
-        output_tokens=rng.integers(*outputs, REQUESTS, endpoint=True),
+        prompt_tokens=rng.integers(*prompts, REQUESTS, endpoint=True).astype(np.int32),
+        output_tokens=rng.integers(*outputs, REQUESTS, endpoint=True).astype(np.int32),
         max_new_tokens=np.full(REQUESTS, max(outputs[1], 4096)),
     )
     record = simulate(workload, policy, ENGINE)

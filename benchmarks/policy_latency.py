@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -80,7 +81,7 @@ def shops(larger: bool) -> dict[str, Instance]:
     return found
 
 
-def decisions(loaded: Bundle, instance: Instance, most: int) -> tuple[list[float], float]:
+def decisions(instance: Instance, loaded: Bundle, most: int) -> tuple[list[float], float]:
     """Wall seconds of each of about `most` decisions, evenly spread over a run, and their mean CPU seconds."""
     graph = cast(GraphName, loaded.runtime.spec.graph)
     batch = ShopBatch.of([instance], loaded.shop, graph)
@@ -113,7 +114,7 @@ def clusters(graph: str, larger: bool) -> dict[str, PackingInstance]:
     return {instance.size: instance for instance in found}
 
 
-def cluster_decisions(loaded: Bundle, instance: PackingInstance, most: int) -> tuple[list[float], float]:
+def cluster_decisions(instance: PackingInstance, loaded: Bundle, most: int) -> tuple[list[float], float]:
     """As `decisions`, on a cluster."""
     lists = Shortlists.of([instance], cast(ShortName, loaded.runtime.spec.graph), loaded.choices)
     lists.begin()
@@ -200,7 +201,7 @@ def engine_rows(name: str, loaded: dict[str, Bundle], requests: int, repeats: in
     rule = Measured.of([1e6 * float(np.median(run(LeastSlack).wall)) for _ in range(repeats)])
     rows = []
     for runtime, each in loaded.items():
-        runs = [run(lambda each=each: ChoicePolicy(each.runtime, each.engine)) for _ in range(repeats + 1)][1:]  # type: ignore[misc]
+        runs = [run(partial(ChoicePolicy, each.runtime, each.engine)) for _ in range(repeats + 1)][1:]
         label = f"{name} {FULL}+ choices {runtime}"
         rows += [
             percentile_row(label, "median", [timed.wall for timed in runs], 50, "least-slack", rule),
@@ -216,8 +217,8 @@ def percentile_row(
 ) -> Row:  # fmt: skip
     """A percentile of each run's seconds by decision, in microseconds."""
     found = Measured.of([1e6 * float(np.percentile(run, percent)) for run in runs])
-    against = (f"rule {peer}", rule.value) if rule is not None else (None, None)
-    return Row(f"{label}, {what}", found.value, "us", found.spread, *against, bar)
+    against, known = (f"rule {peer}", rule.value) if rule is not None else (None, None)
+    return Row(f"{label}, {what}", found.value, "us", found.spread, against, known, bar)
 
 
 class Clocked:
@@ -316,21 +317,23 @@ def measure(name: str, options: argparse.Namespace) -> list[Row]:
     manifest = bundles.manifest_of(path)
     repeats, most = (1, 60) if options.quick else (5, 300)
     rows = []
-    loaded = {r: bundles.load(path, r) for r in RUNTIMES if r != "onnx" or bundles.ONNX in manifest["files"]}
+    loaded: dict[str, Bundle] = {
+        r: bundles.load(path, r) for r in RUNTIMES if r != "onnx" or bundles.ONNX in manifest["files"]
+    }
     first = next(iter(loaded.values()))
     graph = first.runtime.spec.graph
     if manifest["family"] == "llm":
-        return engine_rows(name, dict(loaded), 300 if options.quick else 600, repeats)
+        return engine_rows(name, loaded, 300 if options.quick else 600, repeats)
     timed: dict[str, tuple[str, Measured, Callable[[Bundle, int], tuple[list[float], float]]]] = {}
     if manifest["family"] == "packing":
         peer = "fgd" if graph == "bindings" else "kube-scheduler"
         for size, cluster in clusters(graph, larger=not options.quick).items():
             rule = by_cluster_rule(graph, cluster, repeats)
-            timed[size] = peer, rule, lambda each, most, cluster=cluster: cluster_decisions(each, cluster, most)  # type: ignore[misc]
+            timed[size] = peer, rule, partial(cluster_decisions, cluster)
     else:
         for size, instance in shops(larger=not options.quick).items():
             rule = by_rule(first.shop, instance, repeats)
-            timed[size] = PEER, rule, lambda each, most, instance=instance: decisions(each, instance, most)  # type: ignore[misc]
+            timed[size] = PEER, rule, partial(decisions, instance)
     for size, (peer, rule, run) in timed.items():
         for runtime, each in loaded.items():
             run(each, 20)  # warm

@@ -212,15 +212,15 @@ def print_pooled(
             if each and cell[3] < 1.0 and not any(o.proves_too_small for o in each.values()):
                 by_size["all"].append(each)
                 by_size[f"{cell[0]} nodes"].append(each)
-    for size, results in by_size.items():
+    for size, pooled in by_size.items():
         for column in columns:
-            hits = sum(each[column].kind in ("B*", "B") for each in results)
-            proven = sum(each[column].kind in ("B*", "D") for each in results)
-            ends, share = interval(hits, len(results)), 100.0 * hits / len(results)
+            hits = sum(each[column].kind in ("B*", "B") for each in pooled)
+            proven = sum(each[column].kind in ("B*", "D") for each in pooled)
+            ends, share = interval(hits, len(pooled)), 100.0 * hits / len(pooled)
             known = None
             if size == "all" and not is_deterministic and column.method != "repair":
                 known = PUBLISHED.get(column.limit)
-            note = f"{len(results)} instances, {proven} proven optimal" + (f"; bar {known:g}" if known else "")
+            note = f"{len(pooled)} instances, {proven} proven optimal" + (f"; bar {known:g}" if known else "")
             print(f"{size:9} {column!s:12} {share:5.1f} [{ends[0]:.1f}, {ends[1]:.1f}]  {note}")
             name = f"{size}, {column} {unit}, improved"
             rows.append(Row(name, share, "% realisable", ends, "published" if known else None, known, note))

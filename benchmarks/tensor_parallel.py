@@ -20,7 +20,7 @@ import torch.multiprocessing as processes
 from harness.rows import Measured, Row, arguments, publish
 
 from dispatchgym.envs.llm.config import EngineConfig
-from dispatchgym.serving.executor.build import make_executor
+from dispatchgym.serving.executor.build import fit_config, make_executor
 from dispatchgym.serving.executor.models import open_model
 from dispatchgym.serving.executor.parallel import Leader, follow, orders_group
 from dispatchgym.serving.executor.shares import Share
@@ -76,7 +76,7 @@ def run(rank: int, job: Job, found: Queue[tuple[int, list[float]]]) -> None:
     orders = orders_group()
     if share > 0:
         config = EngineConfig(max_seqs=job.requests, token_budget=budget, max_len=longest, kv_blocks=blocks)
-        follow(make(model, one_gpu.fit_config(model, config)), orders)
+        follow(make(model, fit_config(model, config)), orders)
     else:
 
         def lead(model: Model, config: EngineConfig) -> TorchExecutor | Leader:
@@ -107,7 +107,8 @@ def measured(job: Job) -> Measured:
     ]
     for process in group:
         process.start()
-    rates, deadline = {}, time.monotonic() + PATIENCE_S
+    rates: dict[int, list[float]] = {}
+    deadline = time.monotonic() + PATIENCE_S
     try:
         while len(rates) < job.way.engines:
             if any(process.exitcode for process in group) or time.monotonic() > deadline:
@@ -142,7 +143,8 @@ def main() -> None:
         row = Row(
             f"{model} W{requests}, {way.name}", rate.value, "tokens/s", rate.spread, "one engine, one device", alone
         )
-        alone = alone or rate.value
+        if way.shares == way.engines == 1 and alone is None:
+            alone = rate.value
         rows.append(row)
         print(f"  {row.name}: {row.value:,.0f} tokens/s", flush=True)
     publish(rows, options.json, ["torch", "numpy"])

@@ -35,7 +35,7 @@ from dispatchgym.agents.playing import makespans
 from dispatchgym.agents.policy import GraphNetwork
 from dispatchgym.agents.rollout_buffer import RaggedRolloutBuffer
 from dispatchgym.agents.training import run as training
-from dispatchgym.agents.training.config import TrainConfig, load
+from dispatchgym.agents.training.config import TrainConfig, dump, load
 from dispatchgym.envs.jobshop import library
 from dispatchgym.envs.jobshop.batch import ShopBatch, ShopConfig
 from dispatchgym.solvers.jobshop import rules
@@ -185,7 +185,7 @@ def on_gpu(config: TrainConfig, variations: Mapping[str, Sequence[str]], iterati
 def load_over(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
     """`config` with dotted overrides."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        file.write(training.dump(config))
+        file.write(dump(config))
         file.flush()
         return load(Path(file.name), overrides)
 
@@ -199,8 +199,9 @@ def timed(model: PPO) -> dict[str, float]:
         return time.perf_counter()
 
     _, callback = model._setup_learn(10**12, reset_num_timesteps=False)
+    assert model.env is not None
     began = wait()
-    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)  # type: ignore[arg-type]
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
     between = wait()
     model.train()
     return {

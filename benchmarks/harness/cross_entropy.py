@@ -109,7 +109,7 @@ def tune(
                 if found.mean() > best:
                     best, best_table = float(found.mean()), table
                     keep()
-            return took > options.seconds
+            return bool(took > options.seconds)
 
         keep()
         cross_entropy(

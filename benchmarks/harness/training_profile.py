@@ -42,11 +42,11 @@ def _minibatches(model: PPO) -> None:
     def first(batch_size: int | None = None) -> Iterator[Minibatch]:
         return itertools.islice(whole(batch_size), MINIBATCHES)
 
-    buffer.get, model.n_epochs = first, 1  # type: ignore[method-assign, assignment]
+    buffer.get, model.n_epochs = first, 1  # type: ignore[method-assign, assignment]  # put back below
     try:
         model.train()
     finally:
-        buffer.get, model.n_epochs = whole, epochs  # type: ignore[method-assign]
+        buffer.get, model.n_epochs = whole, epochs  # type: ignore[method-assign]  # see above
 
 
 def _profiled(work: Callable[[], None], device: str) -> None:

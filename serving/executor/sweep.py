@@ -265,7 +265,7 @@ def random_mixes(config: EngineConfig, count: int, rng: np.random.Generator, lat
 
 
 def measure_all(bench: Bench, mixes: list[Mix], advance: Callable[[str], None]) -> list[StepCost]:
-    """Every mix in each of the PASSES, each time in another order; the shortest counts, for what others do only adds."""
+    """Every mix in each of the PASSES, always in another order; the shortest counts, for what others do only adds."""
     found: list[list[StepCost]] = [[] for _ in mixes]
     rng = np.random.default_rng(0)
     passes = PASSES[bench.executor.model.device.type]
