@@ -49,6 +49,7 @@ class Options:
     """Replay a workload under several schedulers of one simulated LLM engine, and say which to take for it.
 
     Example: dispatchgym simulate --trace azure-2023-conv --schedulers vllm,sarathi,past-future --report
+
     Example: dispatchgym simulate --trace mine.csv --rate-scale 2 --ttft-slo 1 --kv-blocks 8000 --report
     """
 

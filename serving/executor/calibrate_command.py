@@ -34,7 +34,9 @@ class Options:
     """Measure how long steps of a model take on this machine, and write a profile with which `simulate` foretells them.
 
     Example: dispatchgym calibrate --model random:tiny --out tiny.json
+
     Example: dispatchgym calibrate --model /models/Llama-3.1-8B --name h200-8b --out h200-8b.json --steps steps.jsonl
+
     Example: dispatchgym calibrate --refit steps.jsonl --out h200-8b.json
     """
 

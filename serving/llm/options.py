@@ -22,6 +22,7 @@ class ServeLlm:
     """Serve a model behind OpenAI's interface. Any scheduler of the gym decides; change it while it runs.
 
     Example: dispatchgym serve llm --demo
+
     Example: dispatchgym serve llm --model DIR --scheduler sarathi --api-keys keys.txt --admin-token-file admin.txt
     """
 

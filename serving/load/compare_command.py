@@ -41,6 +41,7 @@ class Options:
     Options of the server that is started stand behind a lone --.
 
     Example: dispatchgym compare --schedulers vllm,sarathi --demo --rate 4 -- --kv-blocks 500
+
     Example: dispatchgym compare --targets ours=http://a:8000,theirs=http://b:8000 --trace mine.csv
     """
 
