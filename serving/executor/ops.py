@@ -13,6 +13,15 @@ from dispatchgym.serving.executor.sampling import Draws, draw
 TILE = 64
 """Tokens of a prompt piece that attend at once."""
 
+SHORT = 512
+"""Tokens of text up to which rows with a single token attend together."""
+
+PADDING = 384
+"""Tokens of padding in a batch of them. As much time as the launches of another batch, or a few rows alone."""
+
+FEWEST, MOST = 4, 2**19
+"""Rows of a batch, and numbers in its keys: fewer take longer than one by one, more do not stay in the caches."""
+
 
 class Rope(NamedTuple):
     """How a layer turns queries and keys.
@@ -87,10 +96,15 @@ class TorchOps:
         host, size = step.host, k_cache.shape[1]
         out = torch.empty_like(q)
         first, starts, slots = host.first.tolist(), host.start.tolist(), host.slot.tolist()
-        # Row by row and tile by tile: padded to the longest text, or to the end of a piece, a step would take longer
-        # than the tokens that it reads.
-        for row, (slot, start) in enumerate(zip(slots, starts, strict=True)):
-            begin, end = first[row], first[row + 1]
+        alone = set(range(len(slots)))
+        for rows in _batches((host.start[: host.singles] + 1).tolist(), MOST // k_cache[0, 0].numel()):
+            alone.difference_update(rows)
+            at = torch.tensor(rows, device=q.device)
+            out[at] = _attend_padded(q[at], k_cache, v_cache, step.table[step.slots[at]], step.positions[at])
+        # The others row by row and tile by tile: padded to the longest text, or to the end of a piece, a step would
+        # take longer than the tokens that it reads.
+        for row in alone:
+            slot, start, begin, end = slots[row], starts[row], first[row], first[row + 1]
             blocks = step.table[slot, : -(-(start + end - begin) // size)]
             k, v = (cache.index_select(0, blocks).flatten(0, 1)[None].transpose(1, 2) for cache in (k_cache, v_cache))
             for at in range(begin, end, TILE):
@@ -109,6 +123,40 @@ class TorchOps:
 
     def sample(self, logits: torch.Tensor, draws: Draws) -> torch.Tensor:
         return draw(logits, draws)
+
+
+def _batches(lengths: list[int], most: int) -> list[list[int]]:
+    """Rows that attend together, of texts of these lengths: short ones of similar length, the longest first, padded to
+    at most `most` tokens."""
+    batches: list[list[int]] = [[]]
+    longest = padding = 0
+    for row in sorted((row for row, n in enumerate(lengths) if n <= SHORT), key=lambda row: -lengths[row]):
+        padding += longest - lengths[row]
+        if not batches[-1] or padding > PADDING or (len(batches[-1]) + 1) * longest > most:
+            batches.append([])
+            longest, padding = lengths[row], 0
+        batches[-1].append(row)
+    return [rows for rows in batches if len(rows) >= FEWEST]
+
+
+def _attend_padded(
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, table: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """Attention of R single tokens (R, heads, head_dim) over `table` (R, blocks) up to `positions` (R,), the first of
+    which is the last. What stands behind a position is not read: a row's first token stands in for it, masked. Heads of
+    a group go as queries, so that keys need not be repeated.
+    """
+    size, kv_heads = k_cache.shape[1:3]
+    blocks = table[:, : int(positions[0]) // size + 1, None]
+    places = (blocks * size + torch.arange(size, device=q.device)).flatten(1)
+    seen = torch.arange(places.shape[1], device=q.device) <= positions[:, None]
+    places = torch.where(seen, places, places[:, :1])
+    k, v = (
+        cache.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
+        for cache in (k_cache, v_cache)
+    )
+    found = F.scaled_dot_product_attention(q.unflatten(1, (kv_heads, -1)), k, v, attn_mask=seen[:, None, None])
+    return found.flatten(1, 2)
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

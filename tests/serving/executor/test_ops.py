@@ -7,21 +7,26 @@ import pytest
 import torch
 
 from dispatchgym.serving.executor.inputs import HostStep, pack, unpack
-from dispatchgym.serving.executor.ops import TILE, TorchOps
+from dispatchgym.serving.executor.ops import SHORT, TILE, TorchOps
 
 PAGE, KV_HEADS, GROUP, DIM = 16, 2, 3, 8
 
 
 @pytest.mark.parametrize(
     ("start", "tokens"),
-    [([0, 15, 16, 130], [1, 1, 1, 1]), ([5, 0, 40, 3], [1, 2, TILE + 1, 2 * TILE]), ([7, 200], [TILE, 3 * TILE - 1])],
+    [
+        ([0, 15, 16, 130], [1, 1, 1, 1]),
+        ([*range(SHORT - 45, 0, -9), 3, SHORT + 60, 20], [1] * 54 + [3]),
+        ([5, 0, 40, 3], [1, 2, TILE + 1, 2 * TILE]),
+        ([7, 200], [TILE, 3 * TILE - 1]),
+    ],
 )
 def test_each_token_attends_over_its_text_up_to_itself(start: list[int], tokens: list[int]) -> None:
     torch.manual_seed(0)
     rows, total = len(start), sum(tokens)
-    table = torch.randperm(rows * 32).view(rows, 32).to(torch.int32)
+    table = torch.randperm(rows * 36).view(rows, 36).to(torch.int32)
     slot = np.arange(rows, dtype=np.int32)[::-1].copy()
-    k_cache, v_cache = torch.full((2, rows * 32, PAGE, KV_HEADS, DIM), torch.nan)  # what nobody wrote nobody may read
+    k_cache, v_cache = torch.full((2, rows * 36, PAGE, KV_HEADS, DIM), torch.nan)  # what nobody wrote nobody may read
     q = torch.randn(total, KV_HEADS * GROUP, DIM)
     texts = []
     for s, first, n in zip(slot, start, tokens, strict=True):
