@@ -20,10 +20,19 @@ BENCH_ARGS ?=
 # Where `make e2e-kubernetes` keeps what it builds, and its options (E2E_ARGS=--help).
 KUBERNETES ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dispatchgym/kubernetes-1.20
 E2E_ARGS ?=
+# What runs on a GPU: with which python, on which models, under which name, and where it writes.
+GPU_PYTHON ?= $(BIN)/python
+GPU ?= h200
+MODELS ?= 8b 1b
+GPU_OUT ?= out/gpu
+# Traffic of `make gpu-fidelity`: trace:requests.
+GPU_TRAFFIC ?= azure-2023-conv:300 sharegpt-300:200 azure-2023-code:120 mooncake-conversation:60
+SCHEDULERS_10 := vllm,sarathi,orca,sglang,srtf,mlfq,least-slack,flow-prefill,laps,mc-sf
 PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4
 
-.PHONY: help setup demo test test-ray test-vllm test-sglang vllm-traces lint format types tests bench bench-peers e2e-kubernetes soak-llm \
-	docs wheel-check constraints clean
+.PHONY: help setup demo test test-ray test-vllm test-sglang test-gpu vllm-traces lint format types tests bench bench-gpu \
+	bench-peers gpu-speed gpu-calibration gpu-fidelity gpu-ranking gpu-contests gpu-live e2e-kubernetes soak-llm docs \
+	wheel-check constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -85,6 +94,35 @@ tests: setup ## pytest without the slow tests (PYTEST_ARGS=... to choose)
 
 test-gpu: ## the tests that need a GPU, with the python that sees it (GPU_PYTHON=...): kernels, captured steps, whole texts
 	@$(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider tests/serving/executor/gpu
+
+bench-gpu: gpu-speed gpu-calibration gpu-fidelity gpu-ranking gpu-contests gpu-live ## every table of docs/results.md that needs a GPU, into out/gpu (MODELS='8b 1b', GPU=h200); on a laptop MODELS=tiny GPU=cpu
+
+gpu-speed: ## the executor beside its bounds and noted peers
+	@for model in $(MODELS); do $(GPU_PYTHON) benchmarks/executor.py --models $$model --seconds 5 --json $(GPU_OUT)/executor-$$model.json; done
+
+gpu-calibration: $(MODELS:%=$(GPU_OUT)/torch-$(GPU)-%.json) ## measured profiles, with their residuals
+
+$(GPU_OUT)/torch-$(GPU)-%.json:
+	@mkdir -p $(GPU_OUT)
+	@$(GPU_PYTHON) -m dispatchgym calibrate --model random:$* --name torch-$(GPU)-$* --max-len 16384 --out $@ --steps $(@:.json=.jsonl)
+
+gpu-fidelity: gpu-calibration ## the same traffic on the model and on its profile
+	@for model in $(MODELS); do for traffic in $(GPU_TRAFFIC); do \
+		$(GPU_PYTHON) -m dispatchgym fidelity --model random:$$model --profile $(GPU_OUT)/torch-$(GPU)-$$model.json --max-len 16384 \
+			--trace $${traffic%:*} --requests $${traffic#*:} --loads 0.5 1.0 --json $(GPU_OUT)/fidelity-$$model-$${traffic%:*}.json; done; done
+
+gpu-ranking: gpu-calibration ## ten schedulers by goodput, on the model and on its profile
+	@model=$(lastword $(MODELS)); $(GPU_PYTHON) -m dispatchgym fidelity --model random:$$model --profile $(GPU_OUT)/torch-$(GPU)-$$model.json \
+		--max-len 16384 --trace azure-2023-conv --requests 250 --loads 2.0 --kv-blocks 4000 --ttft-slo 0.5 --tpot-slo 0.03 \
+		--schedulers $(SCHEDULERS_10) --json $(GPU_OUT)/ranking-$$model.json
+
+gpu-contests: gpu-calibration ## the papers' contests on the model and on its profile
+	@model=$(firstword $(MODELS)); $(GPU_PYTHON) benchmarks/simulator_vs_gpu.py --model random:$$model \
+		--profile $(GPU_OUT)/torch-$(GPU)-$$model.json --json $(GPU_OUT)/contests-$$model.json
+
+gpu-live: gpu-calibration ## the bundle and rules in a live server
+	@model=$(firstword $(MODELS)); $(GPU_PYTHON) benchmarks/live_schedulers.py --model random:$$model \
+		--profile $(GPU_OUT)/torch-$(GPU)-$$model.json --json $(GPU_OUT)/live-$$model.json
 
 bench: setup bench-peers ## run every script in benchmarks/ beside its peers (BENCH_ARGS=--quick: half a minute each)
 	@for script in benchmarks/*.py; do echo "== $$script $(BENCH_ARGS)"; $(BIN)/python "$$script" $(BENCH_ARGS); done

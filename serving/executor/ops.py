@@ -97,10 +97,10 @@ class TorchOps:
         out = torch.empty_like(q)
         first, starts, slots = host.first.tolist(), host.start.tolist(), host.slot.tolist()
         alone = set(range(len(slots)))
-        for rows in _batches((host.start[: host.singles] + 1).tolist(), MOST // k_cache[0, 0].numel()):
-            alone.difference_update(rows)
-            at = torch.tensor(rows, device=q.device)
-            out[at] = _attend_padded(q[at], k_cache, v_cache, step.table[step.slots[at]], step.positions[at])
+        for batch in _batches((host.start[: host.singles] + 1).tolist(), MOST // k_cache[0, 0].numel()):
+            alone.difference_update(batch)
+            rows = torch.tensor(batch, device=q.device)
+            out[rows] = _attend_padded(q[rows], k_cache, v_cache, step.table[step.slots[rows]], step.positions[rows])
         # The others row by row and tile by tile: padded to the longest text, or to the end of a piece, a step would
         # take longer than the tokens that it reads.
         for row in alone:
@@ -152,10 +152,11 @@ def _attend_padded(
     seen = torch.arange(places.shape[1], device=q.device) <= positions[:, None]
     places = torch.where(seen, places, places[:, :1])
     k, v = (
-        cache.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
+        cache.flatten(0, 1).index_select(0, places.flatten()).view(*places.shape, kv_heads, -1).transpose(1, 2)
         for cache in (k_cache, v_cache)
     )
-    found = F.scaled_dot_product_attention(q.unflatten(1, (kv_heads, -1)), k, v, attn_mask=seen[:, None, None])
+    q = q.view(len(q), kv_heads, -1, q.shape[2])
+    found = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None])
     return found.flatten(1, 2)
 
 

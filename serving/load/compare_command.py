@@ -103,7 +103,7 @@ def main(argv: list[str]) -> int:
                 file.write(json.dumps(said, allow_nan=False) + "\n")
         return rows
 
-    rows, decisions = asyncio.run(_run_all(options, names, err, keep))
+    rows, decisions = asyncio.run(run_all(options, names, err, keep))
     print_rows(rows, options, out)
     print_decisions(decisions, out)
     return 0
@@ -137,10 +137,14 @@ def check(options: Options) -> list[str]:
     return names
 
 
-async def _run_all(
+async def run_all(
     options: Options, names: list[str], console: Console, keep: Keep
 ) -> tuple[list[Row], dict[str, list[Decisions]]]:
-    """Every round with everybody, beginning with another each time; `keep` makes rows of what is there."""
+    """Every round with everybody, beginning with another each time; `keep` makes rows of what is there so far.
+
+    Raises:
+        DispatchGymError: the traffic or a server cannot be used.
+    """
     runs: dict[str, list[LoadRun]] = {name: [] for name in names}
     decisions: dict[str, list[Decisions]] = {name: [] for name in names}
     rows: list[Row] = []

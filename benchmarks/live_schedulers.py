@@ -1,0 +1,158 @@
+"""Schedulers of a live server: goodput over slices of traffic that nothing was tuned on, and what the bundle gains.
+
+One `dispatchgym serve llm` runs all of it; on each slice every scheduler gets the same requests in turns, --rounds
+times, each round with another draw or the next stretch of the trace. A scheduler's spread is that of its rounds. Then
+the bundle's gain over vllm, over each rule, and over the best rule of the slice: a 95 % interval over windows of a
+tenth of a round, paired. The recorded traces need DISPATCHGYM_DATA. Without a GPU, and with --quick, a tiny model
+answers a few short requests on the CPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from harness.rows import Measured, Row, arguments, publish
+from rich.console import Console
+
+from dispatchgym.serving.load.compare_command import Options, run_all
+from dispatchgym.serving.load.comparison import Row as Compared
+from dispatchgym.serving.load.comparison import compared, window_values
+from dispatchgym.serving.load.run import LoadRun
+from dispatchgym.serving.load.servers import Decisions, Server, started
+from dispatchgym.serving.load.traffic import Traffic
+
+BUNDLE, BASE = "bundle:llm-engine", "vllm"
+RULES = "flow-prefill,laps,sarathi,past-future,mc-sf+lengths=max,menu"
+
+SHORT = Traffic(prompts="ids", longest_prompt=12_000, longest_output=200)
+CODE = replace(SHORT, trace="azure-2023-code", ttft_slo=1.0, tpot_slo=0.05)
+SLICES = {
+    "laps-120": replace(SHORT, trace="laps", set=("prefill_only=True",), seed=101, rate=120, requests=780),
+    "flow-18": replace(SHORT, trace="flow-prefill", seed=101, rate=18, requests=117),
+    "conv-31": replace(
+        SHORT, trace="azure-2023-conv", skip=4000, rate=31, requests=201, ttft_slo=0.5, tpot_slo=0.05
+    ),
+    "code-9": replace(CODE, skip=2000, rate=9, requests=58),
+    "flow-18-b": replace(SHORT, trace="flow-prefill", seed=103, rate=18, requests=117),
+    "code-11": replace(CODE, skip=2600, rate=11, requests=72),
+}  # fmt: skip
+"""By traffic and requests a second: rates at which one H200 with an 8B model serves about half of them in time under
+vllm, or nearly all where the rate is the last that vllm can take."""
+
+QUICK = {
+    name: replace(SLICES[name], requests=24, rate=12, longest_prompt=300, longest_output=20, ttft_slo=2.0, tpot_slo=0.5)
+    for name in ("laps-120", "flow-18")
+}
+
+Runs = Mapping[str, Sequence[LoadRun]]
+
+
+async def run_slice(
+    server: Server, token: Path, traffic: Traffic, names: list[str], rounds: int
+) -> tuple[Runs, Mapping[str, list[Decisions]]]:  # fmt: skip
+    """Every scheduler's rounds on the slice."""
+    kept: Runs = {}
+
+    def keep(runs: Runs, _: Mapping[str, list[Decisions]]) -> list[Compared]:
+        nonlocal kept
+        kept = runs
+        return []
+
+    options = Options(traffic=traffic, rounds=rounds, target=server.url, admin_token_file=token)
+    _, decisions = await run_all(options, names, Console(stderr=True, highlight=False), keep)
+    return kept, decisions
+
+
+def gain(runs: Runs, ours: str, base: str) -> tuple[float, tuple[float, float]]:
+    """Goodput that `ours` has more than `base`, in per cent of it, and the 95 % interval."""
+    first, second = compared({name: runs[name] for name in (base, ours)})
+    paired, of = second.against["goodput"], first.means["goodput"]
+    assert paired is not None
+    mean, (low, high) = paired.mean, paired.interval if paired.interval is not None else (np.nan, np.nan)
+    share = 100 / of if of > 0 else np.inf
+    return (mean * share if mean else 0.0), (low * share if low else 0.0, high * share if high else 0.0)
+
+
+def slice_rows(name: str, runs: Runs, decisions: Mapping[str, list[Decisions]]) -> list[Row]:
+    """Goodput of each scheduler, what the bundle gains, and how long its decisions take."""
+    goodput = {
+        who: Measured.of([float(np.mean(window_values(run, "goodput"))) for run in own]) for who, own in runs.items()
+    }
+    rows = []
+    for who, own in runs.items():
+        slow = max(each["p99_ms"] or 0.0 for each in decisions[who])
+        said = f"{100 * np.mean([run.metrics.attainment for run in own]):.0f} % in time"
+        said += f", decisions p99 {slow:.2f} ms" if slow else ""
+        rows.append(Row(f"{name}, {who}", goodput[who].value, "requests/s", goodput[who].spread, bar=said))
+    rules = [who for who in runs if who != BUNDLE]
+    if BUNDLE in runs:
+        best = max(rules, key=lambda who: goodput[who].value)
+        for base in rules:
+            value, interval = gain(runs, BUNDLE, base)
+            rows.append(Row(f"{name}, {BUNDLE} over {base}", value, "%", interval, bar="best rule" * (base == best)))
+    return rows
+
+
+def mean_rows(slices: Mapping[str, Runs]) -> list[Row]:
+    """The bundle's mean gain over the slices: over vllm, over the best single rule, over each slice's best rule."""
+    rules = [who for who in next(iter(slices.values())) if who != BUNDLE]
+    gains = {base: [gain(runs, BUNDLE, base)[0] for runs in slices.values()] for base in rules}
+    single = min(rules, key=lambda base: np.mean(gains[base]))
+    best = [min(each) for each in zip(*gains.values(), strict=True)]
+    told = {f"over {base}": gains[base] for base in (BASE, single) if base in gains}
+    return [
+        Row(f"mean of {len(slices)} slices, {BUNDLE} {name}", float(np.mean(values)), "%", (min(values), max(values)))
+        for name, values in (told | {"over the best rule of each": best}).items()
+    ]
+
+
+async def run_slices(slices: Mapping[str, Traffic], names: list[str], rounds: int, serve: Sequence[str]) -> list[Row]:
+    """All rows; those of a slice are printed as soon as they are known."""
+    found: dict[str, Runs] = {}
+    rows: list[Row] = []
+    async with started(["--scheduler", names[0], *serve]) as server:
+        with TemporaryDirectory() as scratch:
+            token = Path(scratch) / "token"
+            token.touch(mode=0o600)
+            token.write_text(server.admin_token)
+            for name, traffic in slices.items():
+                found[name], decisions = await run_slice(server, token, traffic, names, rounds)
+                own = slice_rows(name, found[name], decisions)
+                show(own)
+                rows += own
+    return rows + (mean_rows(found) if BUNDLE in names else [])
+
+
+def show(rows: Sequence[Row]) -> None:
+    """One line a row."""
+    for row in rows:
+        low, high = row.spread
+        print(f"  {row.name:52} {row.value:8,.1f} [{low:,.1f}, {high:,.1f}] {row.unit:10} {row.bar}", flush=True)
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--model", default="random:8b", help="as for serve llm [%(default)s]")
+    parser.add_argument("--profile", default="torch-h200-8b", help="with which schedulers reckon [%(default)s]")
+    parser.add_argument("--slices", default=",".join(SLICES), help="[%(default)s]")
+    parser.add_argument("--schedulers", default=f"{BASE},{RULES},{BUNDLE}", help="[%(default)s]")
+    parser.add_argument("--rounds", type=int, default=2, help="[%(default)s]")
+    options = parser.parse_args()
+    slices = {name: SLICES[name] for name in options.slices.split(",")}
+    serve = ["--model", options.model, "--profile", options.profile, "--max-len", "16384"]
+    names = options.schedulers.split(",")
+    if options.quick or not torch.cuda.is_available():
+        slices, names, options.rounds = QUICK, [BASE, "flow-prefill", BUNDLE], 1
+        serve = ["--demo"]
+    rows = asyncio.run(run_slices(slices, names, options.rounds, serve))
+    publish(rows, options.json, ["torch", "numba", "numpy"])
+
+
+if __name__ == "__main__":
+    main()
