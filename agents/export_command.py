@@ -35,6 +35,8 @@ def main(argv: list[str]) -> int:
     """Parse the arguments and export; returns the exit code."""
     parser = _parser()
     options = parser.parse_args(argv)
+    if options.target is not None and (options.out or options.results or options.name or options.cap is not None):
+        parser.error("--target writes nothing: leave --out, --results, --cap and --name away")
     if options.target is not None:
         print(instructions(policy_name(options.source), options.target))
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +40,20 @@ class Target:
     run: Callable[[str], str]
 
 
+def _shell(text: str) -> str:
+    """In quotes for a shell."""
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+def _yaml(text: str) -> str:
+    """In quotes for YAML."""
+    return "'" + text.replace("'", "''") + "'"
+
+
 def _vllm(name: str) -> str:
     return f"""\
 pip install 'dispatchgym[vllm]'
-DISPATCHGYM_POLICY='{name}' vllm serve MODEL \\
+DISPATCHGYM_POLICY={_shell(name)} vllm serve MODEL \\
   --scheduler-cls dispatchgym.serving.plugins.vllm.LearnedScheduler
 
 Bounds and tenants come with each request: "vllm_xargs": {{"ttft_slo_ms": 500, "tpot_slo_ms": 50, "tenant": "a"}}.
@@ -52,7 +63,7 @@ Back to vLLM's own rules: DISPATCHGYM_POLICY=vllm, or leave --scheduler-cls away
 def _sglang(name: str) -> str:
     return f"""\
 pip install 'dispatchgym[sglang]'
-DISPATCHGYM_POLICY='{name}' SGLANG_PLUGINS=dispatchgym python -m sglang.launch_server --model-path MODEL
+DISPATCHGYM_POLICY={_shell(name)} SGLANG_PLUGINS=dispatchgym python -m sglang.launch_server --model-path MODEL
 
 Experimental: order and admission of waiting requests alone, one GPU an engine.
 Bounds and tenants come with each request: "custom_params": {{"ttft_slo_ms": 500, "tpot_slo_ms": 50, "tenant": "a"}}.
@@ -62,7 +73,7 @@ Back to SGLang's own rules: unset DISPATCHGYM_POLICY."""
 def _kube(name: str) -> str:
     return f"""\
 pip install 'dispatchgym[kubernetes]'
-dispatchgym serve kube --policy '{name}' --port 8888
+dispatchgym serve kube --policy {_shell(name)} --port 8888
 
 `dispatchgym serve kube --help` prints the part of kube-scheduler's configuration that names this extender."""
 
@@ -86,7 +97,7 @@ applications:
     args: {{model: MODEL, replicas: 2, rule: shortest-queue, actor: {{num_gpus: 1}}}}
     deployments:
       - name: llm
-        user_config: {{scheduler: '{name}'}}
+        user_config: {{scheduler: {_yaml(name)}}}
 END
 serve run app.yaml
 
@@ -97,10 +108,12 @@ def _onnx(name: str) -> str:
     folder = bundles.find(name.removeprefix(BUNDLE))
     if not (folder / bundles.ONNX).exists():
         raise UsageError(f"{name} has no {bundles.ONNX}: export its run again without --no-onnx")
+    code = f"""\
+import onnxruntime; s = onnxruntime.InferenceSession({json.dumps(str(folder / bundles.ONNX))});
+print([(i.name, i.shape) for i in s.get_inputs()], [o.name for o in s.get_outputs()])"""
     return f"""\
 pip install onnxruntime
-python -c 'import onnxruntime; s = onnxruntime.InferenceSession("{folder / bundles.ONNX}");
-print([(i.name, i.shape) for i in s.get_inputs()], [o.name for o in s.get_outputs()])'
+python -c {_shell(code)}
 
 Its inputs are the graph that {bundles.MANIFEST} describes under "spec"; {bundles.GOLDEN} holds graphs and the logits
 that they must give. Fallback rule, time limit and what is feasible are then up to the program that calls it."""
@@ -158,10 +171,10 @@ def family_of(name: str) -> str:
     """Which world a policy is for.
 
     Raises:
-        UnknownNameError: no such scheduler. BundleError: a bundle that cannot be read.
+        UnknownNameError: no such scheduler. BundleError: a bundle that cannot be trusted.
     """
     if name.startswith(BUNDLE):
-        family: str = bundles.manifest_of(bundles.find(name.removeprefix(BUNDLE)))["family"]
+        family: str = bundles.load(bundles.find(name.removeprefix(BUNDLE)), "numpy").manifest["family"]
         return family
     if name in ROUTING_RULES:
         return ROUTING

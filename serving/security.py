@@ -29,12 +29,15 @@ class Gate(Protocol):
     Attributes:
         max_bytes: of a request's body.
         body_s: time a client has for sending it.
+        wanted: what it wants to be shown.
     """
 
     @property
     def max_bytes(self) -> int: ...
     @property
     def body_s(self) -> float: ...
+    @property
+    def wanted(self) -> str: ...
 
     def allows(self, scope: Scope) -> bool:
         """The request comes from somebody who may ask."""
@@ -62,6 +65,11 @@ class Access:
             raise UsageError(f"limits of {self.max_bytes} bytes and {self.body_s} s must be above 0")
         if self.token_file is not None and self._token() is None:
             raise UsageError(f"{self.token_file}: holds no token of {SHORTEST_TOKEN} characters or more")
+
+    @property
+    def wanted(self) -> str:
+        """What it wants to be shown."""
+        return "a bearer token or a client certificate"
 
     @property
     def is_open(self) -> bool:
@@ -121,7 +129,7 @@ class Guarded:
             await self._app(scope, receive, send)
             return
         if not self._access.allows(scope):
-            await self._refuse(send, 401, "show a bearer token or a client certificate")
+            await self._refuse(send, 401, f"show {self._access.wanted}")
             return
         lengths = [value for name, value in scope["headers"] if name == b"content-length"]
         if any(not value.isdigit() or int(value[:20]) > self._access.max_bytes for value in lengths):

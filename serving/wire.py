@@ -29,9 +29,12 @@ def read(form: type[Form], body: bytes) -> Form:
     try:
         return form.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part)[:60] for part in first["loc"]) or "body"
-        raise RequestError(f"{form.__name__}: {where}: {first['msg']}") from None
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        # Of a field that takes several kinds of values: what is wrong with the kind that comes closest.
+        of_field = [each for each in found if each["loc"][:1] == found[0]["loc"][:1]]
+        told = min(of_field, key=lambda each: (each["type"].endswith("_type"), -len(each["loc"])))
+        where = ".".join(str(part)[:60] for part in told["loc"]) or "body"
+        raise RequestError(f"{form.__name__}: {where}: {told['msg']}") from None
 
 
 def write(answer: Any) -> bytes:

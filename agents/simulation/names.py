@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from functools import partial
 
 from dispatchgym.agents import bundle as bundles
@@ -18,7 +19,8 @@ def scheduler(text: str) -> Make:
     """What makes a fresh scheduler of that name, with the constants behind its pluses.
 
     Raises:
-        UnknownNameError: no such scheduler, bundle or constant. UsageError: a constant that is no NAME=VALUE.
+        UnknownNameError: no such scheduler, bundle or constant. UsageError: a constant that is no NAME=VALUE, or of the
+            wrong kind.
         BundleError: a bundle that cannot be trusted.
     """
     name, *constants = text.split("+")
@@ -33,10 +35,23 @@ def scheduler(text: str) -> Make:
         if isinstance(each.default, int | float | str)  # what can be typed
     }
     given = dict(map(parameter, constants))
-    for each in given:
+    for each, value in given.items():
         if each not in known:
             raise unknown_name(f"constant of scheduler {name}", each, known)
+        if not _fits(value, known[each]):
+            raise UsageError(f"scheduler {name}: {each}={value} is not {_kind(known[each])}, such as {known[each]}")
     return partial(made, **given)
+
+
+def _fits(value: float | bool | str, default: float | bool | str) -> bool:
+    """The value is of the default's kind; a whole number is a number too."""
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    return type(value) is type(default)
+
+
+def _kind(default: float | bool | str) -> str:
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}[type(default)]
 
 
 def parameter(text: str) -> tuple[str, int | float | bool | str]:

@@ -90,6 +90,13 @@ class LlmGate:
         if self.admin_token_file is not None and token_in(self.admin_token_file) is None:
             raise UsageError(f"{self.admin_token_file}: holds no token of {SHORTEST_TOKEN} characters or more")
 
+    @property
+    def wanted(self) -> str:
+        """What it wants to be shown."""
+        if self.admin_token_file is None:
+            return "a valid API key as the bearer token; /admin answers nobody without --admin-token-file"
+        return "a valid API key as the bearer token, or for /admin the administrator's token"
+
     def allows(self, scope: Scope) -> bool:
         """The request comes from somebody who may ask; notes the tenant of a key in the scope's state."""
         path: str = scope["path"]
@@ -124,11 +131,18 @@ class RateLimits:
 
     def __init__(self, requests_per_minute: float, tokens_per_minute: float, clock: Callable[[], float]) -> None:
         if not requests_per_minute > 0 or not tokens_per_minute > 0:
-            raise UsageError("rate limits must be above 0")
+            raise UsageError(
+                f"--requests-per-minute {requests_per_minute:g} and --tokens-per-minute {tokens_per_minute:g} must be "
+                "above 0"
+            )
         self.requests_per_minute = requests_per_minute
         self.tokens_per_minute = tokens_per_minute
         self._clock = clock
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+
+    def __str__(self) -> str:
+        limits = (self.requests_per_minute, "requests"), (self.tokens_per_minute, "tokens")
+        return " and ".join(f"{most:.10g} {what}" for most, what in limits if math.isfinite(most)) + " a minute"
 
     def take(self, tenant: str, requests: int, tokens: int) -> float:
         """Count a request; returns 0, or the seconds after which it may come again, and then counts nothing.

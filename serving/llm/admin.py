@@ -13,7 +13,7 @@ from dispatchgym.agents import bundle as bundles
 from dispatchgym.agents.bundle import BUNDLE
 from dispatchgym.envs.api import DispatchGymError, UnknownNameError, UsageError
 from dispatchgym.serving.llm.frontend import Frontend
-from dispatchgym.serving.llm.schedulers import FAMILY, find_bundle
+from dispatchgym.serving.llm.schedulers import FAMILY, bundles_in, find_bundle
 from dispatchgym.serving.llm.sequences import SwitchError
 from dispatchgym.serving.wire import RequestError
 from dispatchgym.solvers.llm.schedulers import SCHEDULERS
@@ -42,7 +42,6 @@ class SchedulerAdmin:
     def list(self) -> dict[str, Any]:
         """What decides, what did, what could."""
         ready, last = self._frontend.ready, self._frontend.last
-        own = sorted(p.name for p in self._folder.iterdir() if (p / bundles.MANIFEST).is_file()) if self._folder else []
         return {
             "scheduler": ready.scheduler if ready else self._frontend.recipe.scheduler,
             "version": ready.version if ready else "",
@@ -50,7 +49,7 @@ class SchedulerAdmin:
             "faults": dict(last.faults) if last else {},
             "history": self._frontend.history[-MOST_TOLD:],
             "rules": list(SCHEDULERS),
-            "bundles": [BUNDLE + name for name in (*own, *_shipped())],
+            "bundles": [BUNDLE + name for name in (*bundles_in(self._folder), *_shipped())],
         }
 
     async def switch(self, name: str, who: str) -> dict[str, Any]:

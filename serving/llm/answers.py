@@ -10,7 +10,7 @@ from typing import Any
 from dispatchgym.envs.api import DispatchGymError
 from dispatchgym.serving.llm.generation import DeadlineError, Piece, TokenInfo, Usage
 from dispatchgym.serving.llm.sequences import BusyError, EngineLostError, UnavailableError
-from dispatchgym.serving.llm.texts import Language
+from dispatchgym.serving.llm.texts import REPLACED, Language
 from dispatchgym.serving.wire import RequestError, write
 
 DONE = b"data: [DONE]\n\n"
@@ -164,7 +164,8 @@ class Answers:
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         text = self._language.piece(token)
-        return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+        bytes_ = None if REPLACED in text else list(text.encode())  # a piece of a character: its bytes are not known
+        return {"token": text, "logprob": _finite(logprob), "bytes": bytes_}
 
 
 def _finite(logprob: float) -> float:

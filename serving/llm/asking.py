@@ -75,7 +75,7 @@ class Asking:
         wait_s = self._rates.take(whose, 1, n * (count + len(prompts) * (_max_new(form) or 0)))
         if wait_s > 0:
             self.frontend.metrics.turned_away("rate")
-            raise BusyError("this tenant's rate limit is reached", wait_s)
+            raise BusyError(f"tenant {whose}: the rate limit of {self._rates} is reached", wait_s)
         group = self.frontend.submit(wanted, whose, _columns(wishes, whose), wishes.ttft_slo_s, wishes.tpot_slo_s)
         deadline_s = self._deadline_s if wishes.deadline_s is None else wishes.deadline_s
         return Generation(self.frontend, self.language, group, count, stops, deadline_s)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Annotated
 
@@ -19,7 +21,11 @@ from dispatchgym.serving.llm.machine_code import compile_engine
 from dispatchgym.serving.llm.options import ServeLlm, check
 from dispatchgym.serving.llm.service import opened
 
+log = logging.getLogger(__name__)
+
 MOST_CONNECTIONS = 4096
+FAREWELL_S = 2.0
+"""Clients have so long to read why their answers are cut short."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,9 +43,25 @@ def main(argv: Sequence[str]) -> int:
 
 
 class _Server(HttpServer):
-    """Lets nothing new in once it has been told to end; what is under way goes on. Told twice, it ends at once."""
+    """Lets nothing new in once it has been told to end; what is under way goes on. Told twice, it ends at once.
+
+    Attributes:
+        drain_s: after which it ends all the same.
+    """
 
     frontend: Frontend
+    drain_s: float
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.drain_s):
+                await super().shutdown(sockets)
+
+    async def let_go(self) -> None:
+        """Wait until clients that were still served when the frontend ended have been told so."""
+        if self.server_state.tasks:
+            log.warning("the server ends with %d requests under way; they are told so", len(self.server_state.tasks))
+            await asyncio.wait(self.server_state.tasks, timeout=FAREWELL_S)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit
@@ -65,14 +87,14 @@ async def serve(options: ServeLlm) -> int:
                 access_log=False,
                 log_config=None,
                 timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=max(1, round(options.drain_s)),
                 limit_concurrency=MOST_CONNECTIONS,
             )
         )
-        server.frontend = service.frontend
+        server.frontend, server.drain_s = service.frontend, options.drain_s
         watch = asyncio.create_task(_watch(service.frontend, server, service.name))
         await serve_and_tell(server, lambda port: _tell(f"listening at http://{options.host}:{port}"))
         watch.cancel()
+    await server.let_go()
     if service.frontend.failed:
         raise UsageError(service.frontend.failed)
     return 0 if server.started else 1

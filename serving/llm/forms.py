@@ -109,6 +109,11 @@ class ChatMessage(_Form):
     name: Annotated[str, Field(max_length=256)] | None = None
     refusal: str | None = None
     tool_call_id: Annotated[str, Field(max_length=256)] | None = None
+    # null in an answer of ours as OpenAI's client dumps it for the next turn
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
 
     def plain(self) -> dict[str, Any]:
         """As chat templates read it."""

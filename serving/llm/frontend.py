@@ -227,12 +227,17 @@ class Frontend:
 
         Raises:
             BusyError: too much is waiting. UnavailableError: nothing is taken any more.
-            RequestError: a prompt that the engine can never hold.
+            RequestError: a prompt that the engine can never hold, or more sequences than may ever wait.
         """
         if self.is_draining or self._is_closed:
             raise UnavailableError("the server is about to end; ask another")
         if self.failed or self.ready is None:
             raise UnavailableError(self.failed or "the model is being loaded")
+        if len(wanted) > self.limits.waiting:
+            raise RequestError(
+                f"{len(wanted)} sequences (prompts times n) are more than {self.limits.waiting}, which may wait here; "
+                "ask for fewer"
+            )
         sizes = [self._room(one) for one in wanted]
         tokens = sum(len(one.prompt) for one in wanted)
         if self._waiting + len(wanted) > self.limits.waiting or (

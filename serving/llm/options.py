@@ -37,7 +37,7 @@ class ServeLlm:
     """Compile the engine for this machine and end. `make setup` does it; otherwise the first start takes a minute."""
 
     scheduler: str = "vllm"
-    """A rule's name, with constants behind pluses (sarathi+piece_tokens=256), or bundle:PATH, or bundle:NAME."""
+    """A rule's name, with constants behind pluses (sarathi+chunk=256), or bundle:PATH, or bundle:NAME."""
 
     served_name: str = ""
     """What clients call the model [the folder's name]."""
@@ -135,10 +135,14 @@ def check(options: ServeLlm) -> None:
         raise UsageError(f"--model {options.model}: holds no config.json; give the folder of a model")
     if not 0.1 <= options.policy_budget_ms <= 60_000:
         raise UsageError(f"--policy-budget-ms {options.policy_budget_ms:g} must be 0.1 to 60000")
-    if options.deadline_s <= 0 or options.drain_s < 0 or options.most_faults < 1 or options.record_mib < 1:
+    if not (options.deadline_s > 0 and options.drain_s >= 0 and options.most_faults >= 1 and options.record_mib >= 1):
         raise UsageError("--deadline-s, --most-faults and --record-mib must be above 0, --drain-s not below")
     if options.bundles is not None and not options.bundles.is_dir():
         raise UsageError(f"--bundles {options.bundles}: is not a folder")
+    if options.audit_log is not None and not options.audit_log.parent.is_dir():
+        raise UsageError(f"--audit-log {options.audit_log}: {options.audit_log.parent} is not a folder; make it first")
+    if options.record is not None and options.record.exists() and not options.record.is_dir():
+        raise UsageError(f"--record {options.record}: is not a folder")
     if not is_local(options.host) and options.api_keys is None and not options.insecure:
         raise UsageError(
             f"--host {options.host}: whoever reaches the port could use the model; give --api-keys, or --insecure if "

@@ -68,8 +68,8 @@ class Recorder:
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._most_bytes = most_bytes
-        taken = [int(file.stem.rpartition("-")[2]) for file in self._folder.glob("transitions-*.npz")]
-        self._number = max(taken, default=0)
+        names = [file.stem.rpartition("-")[2] for file in self._folder.glob("transitions-*.npz")]
+        self._number = max((int(name) for name in names if name.isdecimal()), default=0)
         self.left_out = 0
         self._pending: queue.Queue[dict[str, npt.NDArray[Any]] | None] = queue.Queue(MOST_PENDING)
         self._new_shard()

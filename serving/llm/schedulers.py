@@ -17,6 +17,7 @@ from dispatchgym.envs.llm.engine import Engine
 from dispatchgym.envs.llm.policy import CompiledPolicy, EngineSpec, Policy
 from dispatchgym.envs.llm.setup import fresh_state
 from dispatchgym.envs.llm.workload import Workload
+from dispatchgym.envs.registry import unknown_name
 from dispatchgym.solvers.llm.menu import Menu
 from dispatchgym.solvers.llm.schedulers import SCHEDULERS
 from dispatchgym.solvers.llm.vllm import Vllm
@@ -47,7 +48,7 @@ class Loaded:
 
 
 def load_scheduler(name: str) -> Loaded:
-    """The scheduler of that name, with constants behind pluses (`sarathi+piece_tokens=256`), or of a bundle.
+    """The scheduler of that name, with constants behind pluses (`sarathi+chunk=256`), or of a bundle.
 
     Raises:
         UnknownNameError: no such scheduler. BundleError: a bundle that cannot be trusted.
@@ -78,14 +79,21 @@ def find_bundle(name: str, folder: Path | None) -> str:
     """`bundle:NAME` as the loader finds it: a bundle in `folder`, or a shipped one.
 
     Raises:
-        UsageError: the name would lead out of the folder.
+        UsageError: the name would lead out of the folder. UnknownNameError: there is no such bundle.
     """
     plain = name.removeprefix(BUNDLE)
     if Path(plain).name != plain or plain in ("", ".", ".."):
         raise UsageError("a bundle is asked for by its name in the server's bundle folder, not by a path")
     if folder is not None and (folder / plain).exists():
         return f"{BUNDLE}{folder / plain}"
+    if plain not in bundles.shipped():
+        raise unknown_name("bundle", plain, [*bundles_in(folder), *bundles.shipped(FAMILY)])
     return name
+
+
+def bundles_in(folder: Path | None) -> list[str]:
+    """Names of the bundles in a folder; none without one."""
+    return sorted(each.name for each in folder.iterdir() if (each / bundles.MANIFEST).is_file()) if folder else []
 
 
 def rehearse(loaded: Loaded, spec: EngineSpec) -> None:

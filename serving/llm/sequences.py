@@ -54,7 +54,10 @@ class Limits:
 
     def __post_init__(self) -> None:
         if min(self.waiting, self.waiting_tokens, self.output_tokens) < 1 or self.backoff_s < 0 or self.stall_s <= 0:
-            raise UsageError("limits of the queue and of outputs must be at least 1, and times not negative")
+            raise UsageError(
+                f"limits of {self.waiting} waiting sequences (--max-waiting), {self.waiting_tokens} waiting tokens and "
+                f"{self.output_tokens} output tokens (--max-output) must be at least 1, and times not negative"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -45,6 +46,40 @@ class Outcome:
         return self.status == 200 and not self.error
 
 
+def secret_in(path: Path) -> str:
+    """The key or token that a file holds.
+
+    Raises:
+        UsageError: it cannot be read, or holds something else; nothing of it is quoted.
+    """
+    try:
+        found = secret(path.read_bytes().decode("ascii", "replace"), str(path))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    if not found:
+        raise UsageError(f"{path}: holds no key or token")
+    return found
+
+
+def secret(text: str, where: str) -> str:
+    """A key or token as a header takes it; "" if the text holds none.
+
+    Raises:
+        UsageError: it is more than one word, or not of ASCII; nothing of it is quoted.
+    """
+    words = text.split()
+    if len(words) > 1 or not all(word.isascii() and word.isprintable() for word in words):
+        raise UsageError(f"{where}: must hold one key or token of ASCII characters, and nothing else")
+    return "".join(words)
+
+
+def reason(error: Exception) -> str:
+    """Why a request failed, in the server's own words where it gave some."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"HTTP {error.response.status_code}: {error.response.text[:300]}"
+    return f"{type(error).__name__}: {error}"
+
+
 class Target:
     """An OpenAI-compatible server.
 
@@ -80,7 +115,7 @@ class Target:
                 answer.raise_for_status()
                 self.model = str(answer.json()["data"][0]["id"])
             except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
-                raise UsageError(f"{self.base}/models: no list of models: {type(error).__name__}: {error}") from None
+                raise UsageError(f"{self.base}/models: no list of models: {reason(error)}") from None
         return self.model
 
     async def measure(self) -> Ruler:
@@ -106,7 +141,7 @@ class Target:
             return int(answer.json()["usage"]["prompt_tokens"])
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
             raise UsageError(
-                f"{self.base}/completions: how it counts tokens cannot be measured: {type(error).__name__}: {error}; "
+                f"{self.base}/completions: how it counts tokens cannot be measured: {reason(error)}; "
                 "--prompts ids needs no measuring"
             ) from None
 

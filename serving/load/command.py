@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from dispatchgym.agents.evaluation.files import atomic_write
+from dispatchgym.agents.evaluation.files import atomic_write, make_writable
 from dispatchgym.agents.evaluation.machine import machine, versions
 from dispatchgym.agents.evaluation.progress import progress
 from dispatchgym.envs.llm.metrics import Spread
@@ -65,6 +65,8 @@ def main(argv: list[str]) -> int:
         Options, prog="dispatchgym load", args=list(argv)
     )
     out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+    if options.json is not None:
+        make_writable(options.json.parent, 0)
     workload, notes = options.traffic.workload()
     for note in notes:
         err.print(f"note: {note}", markup=False, soft_wrap=True)

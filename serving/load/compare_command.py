@@ -16,11 +16,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from dispatchgym.agents.evaluation.files import atomic_write
+from dispatchgym.agents.evaluation.files import atomic_write, make_writable
 from dispatchgym.agents.evaluation.progress import progress
 from dispatchgym.envs.api import UsageError
 from dispatchgym.serving.llm.schedulers import load_scheduler
-from dispatchgym.serving.load.client import Target
+from dispatchgym.serving.load.client import Target, secret_in
 from dispatchgym.serving.load.command import head, plain
 from dispatchgym.serving.load.comparison import MEASURES, Row, compared, verdict
 from dispatchgym.serving.load.run import LoadRun, drive
@@ -63,7 +63,7 @@ class Options:
     """Further options of this server: what stands behind a lone --."""
 
     target: str = ""
-    """Address of a running dispatchgym server, whose scheduler is switched."""
+    """Address of a running dispatchgym server, whose scheduler is switched; the one before decides again afterwards."""
 
     admin_token_file: Path | None = None
     """Its administrator's token."""
@@ -88,6 +88,8 @@ def main(argv: list[str]) -> int:
     options = replace(options, server_args=tuple(argv[cut + 1 :]))
     out, err = Console(highlight=False), Console(stderr=True, highlight=False)
     names = check(options)
+    if options.json is not None:
+        make_writable(options.json.parent, 0)
     began = {"command": shlex.join(["dispatchgym", "compare", *argv]), **head()}
 
     def keep(runs: Mapping[str, list[LoadRun]], decisions: Mapping[str, list[Decisions]]) -> list[Row]:
@@ -183,8 +185,13 @@ async def _servers(options: Options, names: list[str]) -> AsyncIterator[dict[str
         yield {name: Server(url) for name, url in (part.split("=", 1) for part in options.targets.split(","))}
     elif options.target:
         assert options.admin_token_file is not None
-        token = options.admin_token_file.read_text(encoding="utf-8").strip()
-        yield dict.fromkeys(names, Server(options.target, token))
+        server = Server(options.target, secret_in(options.admin_token_file))
+        before = await server.scheduler()
+        try:
+            yield dict.fromkeys(names, server)
+        finally:
+            if await server.scheduler() != before:
+                await server.switch(before)
     else:
         what = ["--demo"] if options.demo else ["--model", options.model]
         async with started([*what, "--scheduler", names[0], *options.server_args]) as server:

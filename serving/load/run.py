@@ -94,11 +94,16 @@ async def drive(
         await target.stream(body, headers_of(workload, request), outcome, now_s, chat=style.chat)
         advance(str(request))
 
-    tasks = []
-    for request in range(len(workload)):
-        await asyncio.sleep(outcomes[request].due_s - AHEAD_S - now_s())
-        tasks.append(asyncio.create_task(one(request)))
-    await asyncio.gather(*tasks)
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        for request in range(len(workload)):
+            await asyncio.sleep(outcomes[request].due_s - AHEAD_S - now_s())
+            tasks.append(asyncio.create_task(one(request)))
+        await asyncio.gather(*tasks)
+    finally:  # of a run that is cut short nothing goes on
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     return summed_up(workload, outcomes, target.model)
 
 

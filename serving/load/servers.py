@@ -16,6 +16,7 @@ from typing import Any, TypedDict
 import httpx
 
 from dispatchgym.envs.api import UsageError
+from dispatchgym.serving.load.client import reason
 
 START_S = 600.0
 """A server has so long to load its model."""
@@ -23,6 +24,9 @@ SETTLE_S = 300.0
 """A server has so long to finish what is left of the run before."""
 SWITCH_S = 120.0
 """A scheduler has so long to be loaded, compiled and rehearsed."""
+
+MOST_TOLD = 5
+"""Last lines of a server that did not start."""
 
 
 class Decisions(TypedDict):
@@ -65,9 +69,21 @@ class Server:
             except TimeoutError:
                 raise UsageError(f"{self.url}: still busy after {SETTLE_S:g} s") from None
             except (httpx.HTTPError, ValueError, LookupError) as error:
-                why = error.response.text[:300] if isinstance(error, httpx.HTTPStatusError) else str(error)
-                raise UsageError(f"{self.url}: scheduler {name} cannot be switched to: {why}") from None
+                raise UsageError(f"{self.url}: scheduler {name} cannot be switched to: {reason(error)}") from None
         self._faults = Counter(said["faults"])
+
+    async def scheduler(self) -> str:
+        """Which one decides.
+
+        Raises:
+            UsageError: the server does not tell.
+        """
+        headers = {"authorization": f"Bearer {self.admin_token}"}
+        async with httpx.AsyncClient(base_url=self.url, headers=headers, timeout=SWITCH_S) as http:
+            try:
+                return str((await http.get("/admin/scheduler")).raise_for_status().json()["scheduler"])
+            except (httpx.HTTPError, ValueError, LookupError) as error:
+                raise UsageError(f"{self.url}/admin/scheduler: {reason(error)}") from None
 
     async def decisions(self) -> Decisions:
         """Of the present scheduler, since it was switched to.
@@ -84,7 +100,7 @@ class Server:
                     "faults": dict(Counter(said["faults"]) - self._faults),
                 }
             except (httpx.HTTPError, ValueError, LookupError) as error:
-                raise UsageError(f"{self.url}/status: {type(error).__name__}: {error}") from None
+                raise UsageError(f"{self.url}/status: {reason(error)}") from None
 
 
 async def _status(http: httpx.AsyncClient) -> dict[str, Any]:
@@ -141,7 +157,9 @@ async def _url(stream: asyncio.StreamReader) -> str:
                     return url
     except TimeoutError:
         raise UsageError(f"serve llm: not ready after {START_S:g} s") from None
-    raise UsageError(f"serve llm ended: {said[-1] if said else 'it said nothing'}")
+    told = [text for line in said if (text := line.strip("╭╮╰╯│─ "))]  # without the box that options are refused in
+    errors = [text for text in told[-1:] if text.startswith("error: ")] or told[-MOST_TOLD:]
+    raise UsageError(f"serve llm ended: {'; '.join(errors) or 'it said nothing'}")
 
 
 async def _drink(stream: asyncio.StreamReader) -> None:

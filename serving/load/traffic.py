@@ -17,6 +17,7 @@ from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm import workloads
 from dispatchgym.envs.llm.workload import Workload
 from dispatchgym.envs.llm.workloads import files
+from dispatchgym.serving.load.client import secret, secret_in
 from dispatchgym.serving.load.run import Style
 
 
@@ -79,10 +80,14 @@ class Traffic:
 
     @property
     def api_key(self) -> str:
-        """What is shown to the server."""
+        """What is shown to the server.
+
+        Raises:
+            UsageError: the file, or the environment, holds no key.
+        """
         if self.api_key_file is not None:
-            return self.api_key_file.read_text(encoding="utf-8").strip()
-        return os.environ.get("OPENAI_API_KEY", "")
+            return secret_in(self.api_key_file)
+        return secret(os.environ.get("OPENAI_API_KEY", ""), "OPENAI_API_KEY")
 
     def workload(self, part: int = 0) -> tuple[Workload, list[str]]:
         """The requests, and what a reader should know of them.

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import shlex
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from dispatchgym.agents.bundle import SHIPPED, BundleError
 from dispatchgym.agents.export_command import main
 from dispatchgym.agents.export_targets import ROUTING_NEEDS, TARGETS, instructions, refuse_or_degrade
 from dispatchgym.envs.api import UsageError
@@ -79,6 +84,32 @@ def test_the_command_prints_what_to_run(capsys: pytest.CaptureFixture[str]) -> N
     assert "lost there: waits are polled" in out
     assert "serve kube --policy 'bundle:packing-priority'" in instructions("bundle:packing-priority", "kube")
     assert "policy.onnx" in instructions("bundle:packing-priority", "onnx")
+
+
+def test_names_are_quoted_for_where_they_are_typed(tmp_path: Path) -> None:
+    folder = tmp_path / "it's mine"
+    shutil.copytree(SHIPPED / "llm-engine", folder)
+    name = f"bundle:{folder}"
+    line = instructions(name, "vllm").splitlines()[1].removesuffix("\\")
+    assert shlex.split(line)[0] == f"DISPATCHGYM_POLICY={name}"
+    said = instructions(name, "ray").partition("<<'END'\n")[2].partition("\nEND\n")[0]
+    assert yaml.safe_load(said)["applications"][0]["deployments"][0]["user_config"] == {"scheduler": name}
+    code = shlex.split(instructions(name, "onnx").partition("\n")[2].partition("\n\n")[0])[2]
+    assert ast.literal_eval(code.partition("InferenceSession(")[2].partition(");")[0]) == str(folder / "policy.onnx")
+
+
+def test_a_bundle_that_cannot_be_trusted_is_refused_here_and_not_only_there(tmp_path: Path) -> None:
+    shutil.copytree(SHIPPED / "llm-engine", tmp_path / "mine")
+    with (tmp_path / "mine" / "weights.safetensors").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(BundleError, match=r"weights\.safetensors: its sha256"):
+        main([str(tmp_path / "mine"), "--target", "vllm"])
+
+
+def test_a_target_is_not_asked_to_write(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["laps", "--target", "vllm", "--out", "somewhere"])
+    assert "--target writes nothing" in capsys.readouterr().err
 
 
 def test_replicas_under_ray_are_told_which_scheduler_decides() -> None:

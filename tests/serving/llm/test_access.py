@@ -55,6 +55,7 @@ def test_keys_are_demanded_and_name_the_tenant(tmp_path: Path, caplog: pytest.Lo
             assert http.get(path).status_code == 200
         refused = ask("wrong-" + ALICE)
         assert (refused.status_code, refused.json()["error"]["type"]) == (401, "authentication_error")
+        assert "show a valid API key as the bearer token" in refused.json()["error"]["message"]
         assert ask(ALICE, tenant="bob").status_code == 400
         assert [ask(ALICE).status_code for _ in range(3)] == [200, 200, 429]
         assert ask(BOB, tenant="bob").status_code == 200

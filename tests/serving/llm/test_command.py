@@ -19,6 +19,7 @@ import pytest
 
 from dispatchgym.envs.api import DispatchGymError, UsageError
 from dispatchgym.serving.executor.byte_tokenizer import END_TOKEN, TOKENS, byte_tokenizer
+from dispatchgym.serving.llm import command, service
 from dispatchgym.serving.llm.engine_loop import Recipe
 from dispatchgym.serving.llm.frontend import Frontend
 from dispatchgym.serving.llm.metrics import LlmMetrics
@@ -44,6 +45,11 @@ DEMO = ServeLlm(demo=True)
         (replace(DEMO, bundles=Path("/nowhere")), "--bundles"),
         (replace(DEMO, most_faults=0), "--most-faults"),
         (replace(DEMO, profile="h200-9b"), "did you mean 'h200-8b'"),
+        (replace(DEMO, deadline_s=float("nan")), "--deadline-s"),
+        (replace(DEMO, drain_s=float("nan")), "--drain-s"),
+        (replace(DEMO, audit_log=Path("/nowhere/audit.jsonl")), "--audit-log /nowhere/audit.jsonl: /nowhere is not"),
+        (replace(DEMO, record=Path(__file__)), "test_command.py: is not a folder"),
+        (replace(DEMO, scheduler="sarathi+chunk=abc"), "chunk=abc is not a whole number"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_loaded(options: ServeLlm, why: str) -> None:
@@ -72,6 +78,39 @@ def test_the_demos_model_says_what_its_tokenizer_reads() -> None:
     assert len(larger) == 300
     assert len({larger.decode([token]) for token in range(258, 300)}) == 42
     assert larger.encode("hi there") == tokenizer.encode("hi there")
+
+
+@pytest.mark.parametrize(("drain_s", "signals"), [(0.0, 1), (float("inf"), 2)])
+def test_who_is_still_served_when_the_server_ends_is_told_so(
+    drain_s: float, signals: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = Recipe("tests.serving.llm.engines:build", {"step_s": 0.02})
+    monkeypatch.setattr(service, "recipe_of", lambda options: recipe)
+
+    async def go() -> tuple[int, httpx.Response, list[str]]:
+        told: asyncio.Queue[str] = asyncio.Queue()
+        monkeypatch.setattr(command, "_tell", told.put_nowait)
+        served = asyncio.create_task(command.serve(replace(DEMO, port=0, drain_s=drain_s)))
+        url = (await told.get()).split()[-1]
+        assert (await told.get()).startswith("ready: ")
+        body = {"model": "demo", "prompt": "x", "max_tokens": 1000, "ignore_eos": True}
+        async with httpx.AsyncClient(base_url=url, timeout=120) as http:
+            whole = asyncio.create_task(http.post("/v1/completions", json=body))
+            async with http.stream("POST", "/v1/completions", json={**body, "stream": True}) as answer:
+                lines = answer.aiter_lines()
+                await anext(lines)
+                while (await http.get("/status")).json()["running"] < 2:
+                    pass
+                for _ in range(signals):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                rest = [line async for line in lines if line]
+            return await served, await whole, rest
+
+    code, whole, rest = asyncio.run(go())
+    assert code == 0
+    assert (whole.status_code, whole.json()["error"]["message"]) == (503, "the server has ended")
+    assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "unavailable"
+    assert "Exception in ASGI" not in caplog.text
 
 
 @pytest.fixture(scope="module")

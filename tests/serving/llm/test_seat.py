@@ -16,7 +16,7 @@ from dispatchgym.agents import bundle_export
 from dispatchgym.agents.architecture import EncoderConfig, PolicyConfig
 from dispatchgym.agents.policy import GraphNetwork
 from dispatchgym.agents.settings import SPECS
-from dispatchgym.envs.api import InvalidPlanError, UsageError
+from dispatchgym.envs.api import InvalidPlanError, UnknownNameError, UsageError
 from dispatchgym.envs.llm.batch import ChoicesConfig
 from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Pin, Plan
 from dispatchgym.envs.llm.record import FINISHED
@@ -206,13 +206,33 @@ def test_bundles_of_another_world_and_paths_are_refused(bundle: Path) -> None:
     with pytest.raises(UsageError, match="policy for packing"):
         load_scheduler("bundle:packing-gpu")
     assert find_bundle("bundle:mine", bundle.parent) == f"bundle:{bundle}"
-    assert find_bundle("bundle:other", bundle.parent) == "bundle:other"
+    assert find_bundle("bundle:llm-engine", bundle.parent) == "bundle:llm-engine"
     for name in ("bundle:../mine", "bundle:/etc", "bundle:", "bundle:.."):
         with pytest.raises(UsageError, match="by its name"):
             find_bundle(name, bundle.parent)
 
 
+def test_a_bundle_that_is_not_there_is_answered_with_those_of_the_folder(bundle: Path) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'mine'"):
+        find_bundle("bundle:minne", bundle.parent)
+    with pytest.raises(UnknownNameError, match="known are: llm-engine, mine"):
+        find_bundle("bundle:other", bundle.parent)
+
+
 # --- what is recorded ---
+
+
+def test_a_recording_goes_on_beside_files_that_are_not_its_own(tmp_path: Path) -> None:
+    for name in ("transitions-00000007.npz", "transitions-copy.npz"):
+        (tmp_path / name).touch()
+    recorder = Recorder(tmp_path, 2**30)
+    seat = Seat(live(Vllm(), Clock()), load_scheduler("past-future"), 60.0, 5)
+    seat.engine.submit(20, 6)
+    view = seat.engine.view()
+    seat.step()
+    recorder.decision(view, seat, seat.engine.state.batch[:1])
+    recorder.close()
+    assert (tmp_path / "transitions-00000008.npz").stat().st_size > 0
 
 
 def test_recorded_transitions_can_be_read_back_and_stay_within_their_bound(tmp_path: Path) -> None:

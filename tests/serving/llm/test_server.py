@@ -12,9 +12,13 @@ import openai
 import pytest
 
 from dispatchgym.serving.executor.sampling_params import Sampling
+from dispatchgym.serving.llm.answers import Answers, Choice
+from dispatchgym.serving.llm.forms import CompletionRequest
+from dispatchgym.serving.llm.generation import TokenInfo, Usage
 from dispatchgym.serving.llm.messages import Submit
 from dispatchgym.serving.llm.sequences import Group, Sequence
-from tests.serving.llm.live import Live, eventually, letters, serving
+from dispatchgym.serving.wire import RequestError, read
+from tests.serving.llm.live import Live, eventually, language, letters, serving
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +127,22 @@ def test_logprobs_of_completions_and_chats(client: openai.OpenAI) -> None:
     assert content is not None
     assert [(t.token, t.logprob, t.bytes) for t in content] == [(x, -0.5, [ord(x)]) for x in letters("u:p\na:", 2)]
     assert content[0].top_logprobs[0].token == "b"
+
+
+def test_the_bytes_of_a_piece_of_a_character_are_not_made_up() -> None:
+    answers = Answers(language(), "key", 0, "letters", chat=True, wants_logprobs=True)
+    choice = Choice("", [TokenInfo(0xE2, -0.5, ()), TokenInfo(97, -0.5, ())], "length")
+    told = answers.whole([choice], Usage(1))["choices"][0]["logprobs"]["content"]
+    assert [each["bytes"] for each in told] == [None, [97]]
+
+
+def test_an_answer_as_the_client_dumps_it_is_part_of_the_next_turn(client: openai.OpenAI) -> None:
+    ask: Any = {"model": "letters", "max_tokens": 2}
+    first: Any = [{"role": "user", "content": "hi"}]
+    answer = client.chat.completions.create(messages=first, **ask).choices[0].message
+    for turn in (answer, answer.model_dump(), answer.model_dump(exclude_none=True)):
+        said = client.chat.completions.create(messages=[*first, turn, *first], **ask)
+        assert said.choices[0].message.content == letters(f"u:hi\na:{answer.content}\nu:hi\na:", 2)
 
 
 def test_models_and_errors_are_those_that_the_client_knows(client: openai.OpenAI) -> None:
@@ -237,6 +257,24 @@ def test_what_cannot_be_done_is_refused_by_its_name(http: httpx.Client, change: 
     assert error["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"stop": ["x"] * 17}, "at most 16 items"),
+        ({"stop": [5]}, "stop.list[str].0: Input should be a valid string"),
+        ({"prompt": ["x"] * 65}, "at most 64 items"),
+        ({"prompt": [-1]}, "greater than or equal to 0"),
+        ({"prompt": [[]]}, "at least 1 item"),
+        ({"prompt": ["a", 1]}, ".1: Input should be a valid string"),
+        ({"prompt": 5, "colour": "red"}, "prompt.str: Input should be a valid string"),
+    ],
+)
+def test_a_value_is_refused_for_what_is_wrong_with_the_kind_that_it_is(change: dict[str, Any], why: str) -> None:
+    with pytest.raises(RequestError) as error:
+        read(CompletionRequest, json.dumps({"model": "letters", "prompt": "x", **change}).encode())
+    assert why in str(error.value)
+
+
 def test_a_header_that_is_no_number_is_refused(http: httpx.Client) -> None:
     body = {"model": "letters", "prompt": "x"}
     answer = http.post("/v1/completions", json=body, headers={"x-priority": "high"})
@@ -248,7 +286,9 @@ def test_chat_refuses_tools_and_pictures(http: httpx.Client) -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
     for change in ({"messages": picture}, {"tools": tools}, {"response_format": {"type": "json_object"}}):
         body = {"model": "letters", "messages": [{"role": "user", "content": "x"}], **change}
-        assert http.post("/v1/chat/completions", json=body).status_code == 400
+        answer = http.post("/v1/chat/completions", json=body)
+        assert answer.status_code == 400
+        assert change.get("messages") is None or "0.type: Input should be 'text'" in answer.text
 
 
 # --- what it tells of itself ---

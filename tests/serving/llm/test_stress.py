@@ -56,6 +56,14 @@ def test_beyond_the_queues_bound_clients_are_told_when_to_come_again() -> None:
         assert ask(live).status_code == 200
 
 
+def test_a_request_for_more_than_the_whole_queue_is_not_told_to_come_again() -> None:
+    with serving(limits=Limits(waiting=3)) as live:
+        answer = ask(live, n=4)
+        assert (answer.status_code, "retry-after" in answer.headers) == (400, False)
+        assert "4 sequences (prompts times n) are more than 3" in answer.text
+        assert ask(live, n=3).status_code == 200
+
+
 def test_the_queue_is_bounded_in_prompt_tokens_too() -> None:
     with serving(limits=Limits(waiting=100, waiting_tokens=50)) as live:
         live.gate.is_open.clear()
@@ -73,6 +81,7 @@ def test_a_tenant_beyond_its_rate_is_told_when_to_come_again_and_others_are_not(
         assert [ask(live, tenant="a").status_code for _ in range(3)] == [200, 200, 429]
         assert ask(live, tenant="b").status_code == 200
         assert ask(live, tenant="a").headers["retry-after"] == "30"
+        assert "tenant a: the rate limit of 2 requests a minute is reached" in ask(live, tenant="a").text
 
 
 # --- clients that leave, and time that runs out ---

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,7 +25,7 @@ from dispatchgym.serving.load.command import main as load_main
 from dispatchgym.serving.load.comparison import WINDOWS, compared, verdict, window_values
 from dispatchgym.serving.load.prompts import LETTERS, WORDS, Ruler, ids_of, ruler_from, text_of
 from dispatchgym.serving.load.run import LoadRun, Style, body_of, drive, headers_of, summed_up
-from dispatchgym.serving.load.servers import started
+from dispatchgym.serving.load.servers import Server, started
 from dispatchgym.serving.load.traffic import Traffic
 from tests.serving.llm.live import Live, language, serving
 
@@ -124,6 +125,26 @@ def test_a_server_that_stalls_is_charged_from_when_requests_were_due(live: Live)
     held_until = found.record.requests.first_token_s.min()
     assert np.all(waited >= held_until - found.record.workload.arrival_s - 1e-6)
     assert waited[0] > 0.13  # from when it was due, while seven more were sent 20 ms apart
+
+
+def test_of_a_run_that_is_cut_short_nothing_goes_on() -> None:
+    async def go(live: Live) -> set[asyncio.Task[Any]]:
+        target = Target(live.url)
+        run = asyncio.create_task(drive(target, workload(gap_s=1000.0), Style(prompts="ids", vocabulary=200)))
+        while not list(live.frontend.sequences):
+            await asyncio.sleep(0)
+        run.cancel()
+        with suppress(asyncio.CancelledError):
+            await run
+        await target.close()
+        return asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
+
+    with serving() as live:
+        live.gate.is_open.clear()
+        try:
+            assert asyncio.run(go(live)) == set()
+        finally:
+            live.gate.is_open.set()
 
 
 def test_what_is_asked_names_bounds_tenant_and_session() -> None:
@@ -227,6 +248,44 @@ def test_a_server_that_is_not_there_is_said_to_be_missing() -> None:
         asyncio.run(drive(Target("http://127.0.0.1:9"), workload(), Style()))
 
 
+def test_what_the_server_says_of_a_refusal_is_passed_on(live: Live) -> None:
+    async def go() -> None:
+        target = Target(live.url, model="gpt-9")
+        try:
+            await drive(target, workload(), Style())
+        finally:
+            await target.close()
+
+    with pytest.raises(UsageError, match=r"HTTP 404: .*this server serves the model 'letters'"):
+        asyncio.run(go())
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_sent(live: Live, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    out = str(tmp_path / "file" / "out.json")
+    with pytest.raises(UsageError, match="cannot write in"):
+        load_main(["--requests", "1", "--target", live.url, "--json", out])
+    with pytest.raises(UsageError, match="cannot write in"):
+        compare_command.main(["--requests", "1", "--targets", f"a={live.url},b={live.url}", "--json", out])
+
+
+@pytest.mark.parametrize("text", ["alice sk-hunter2\nbob sk-hunter3\n", "sk-hunter2\x00", "sk-hunter2-ä", ""])
+def test_a_file_that_holds_no_single_key_is_refused_without_quoting_it(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "key"
+    file.write_text(text)
+    with pytest.raises(UsageError) as refused:
+        _ = Traffic(api_key_file=file).api_key
+    assert "key" in str(refused.value)
+    assert "hunter" not in str(refused.value)
+    file.write_text(" sk-hunter2\n")
+    assert Traffic(api_key_file=file).api_key == "sk-hunter2"
+    monkeypatch.setenv("OPENAI_API_KEY", "two words")
+    with pytest.raises(UsageError, match="OPENAI_API_KEY: must hold one key"):
+        _ = Traffic().api_key
+
+
 # --- comparisons ---
 
 
@@ -309,6 +368,27 @@ def test_compare_starts_one_server_of_its_own_and_says_what_decisions_took(
     assert asked["faults"] == {}
     assert 0 < asked["p50_ms"] <= asked["p99_ms"]
     assert "past-future: a decision took" in capsys.readouterr().out
+
+
+def test_a_comparison_leaves_a_running_server_as_it_was(tmp_path: Path) -> None:
+    token = tmp_path / "admin"
+    token.write_text("an-administrators-token")
+    with serving(access=LlmGate(admin_token_file=token), scheduler="edf") as live:
+        argv = ["--target", live.url, "--admin-token-file", str(token), "--schedulers", "vllm,sarathi", "--rounds", "1"]
+        cut = ["--requests", "4", "--rate", "150", "--longest-prompt", "50", "--longest-output", "4"]
+        assert compare_command.main([*argv, *cut]) == 0
+        assert live.frontend.history == ["edf", "vllm", "sarathi", "edf"]
+        with pytest.raises(UsageError, match="/admin/scheduler: HTTP 401"):
+            asyncio.run(Server(live.url, "not-the-token").scheduler())
+
+
+def test_an_option_that_the_started_server_does_not_know_is_named() -> None:
+    async def go() -> None:
+        async with started(["--demo", "--colour", "red"]):
+            pass
+
+    with pytest.raises(UsageError, match="--colour"):
+        asyncio.run(go())
 
 
 def test_a_server_that_does_not_start_says_why() -> None:
