@@ -9,13 +9,46 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dispatchgym.envs.api import UsageError
 
 KEEP_ALIVE_S = 75
 """Of connections that nobody uses. Longer than clients keep theirs (httpx 5 s, which is also uvicorn's own; aiohttp
 15 s): who sends a request into a connection that the server is just closing never gets an answer."""
+
+
+HEAD_S = 30
+"""A client has so long for the head of a request, and for beginning with its first: who stops there holds one of the
+connections that others want."""
+
+
+class Connection(H11Protocol):
+    """A connection that ends where the head of a request does not come; what comes behind the head is `Guarded`'s."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._late = self.loop.call_later(HEAD_S, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._head_is_there()
+        elif self._late is None:
+            self._late = self.loop.call_later(HEAD_S, self.transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._head_is_there()
+
+    def _head_is_there(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
 
 
 class HttpServer(uvicorn.Server):

@@ -12,7 +12,7 @@ import asyncio
 import socket
 from typing import Any, cast
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from dispatchgym.serving.http_server import Connection
 
 
 class OnePacketTransport:
@@ -43,7 +43,7 @@ class OnePacketTransport:
         self._inner.close()
 
 
-class OnePacketHttp(H11Protocol):
+class OnePacketHttp(Connection):
     """uvicorn's HTTP/1.1 with such a transport, which also tells applications whether the client was verified.
 
     `scope["state"]["client_is_verified"]`: it has shown a certificate of the authority that the server trusts.

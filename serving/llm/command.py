@@ -15,7 +15,7 @@ import tyro
 import uvicorn
 
 from dispatchgym.envs.api import UsageError
-from dispatchgym.serving.http_server import KEEP_ALIVE_S, HttpServer, serve_and_tell, spare_the_collector
+from dispatchgym.serving.http_server import KEEP_ALIVE_S, Connection, HttpServer, serve_and_tell, spare_the_collector
 from dispatchgym.serving.llm.frontend import Frontend
 from dispatchgym.serving.llm.machine_code import compile_engine
 from dispatchgym.serving.llm.options import ServeLlm, check
@@ -86,6 +86,7 @@ async def serve(options: ServeLlm) -> int:
                 lifespan="off",
                 access_log=False,
                 log_config=None,
+                http=Connection,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 limit_concurrency=MOST_CONNECTIONS,
             )
