@@ -20,13 +20,22 @@ BENCH_ARGS ?=
 # Where `make e2e-kubernetes` keeps what it builds, and its options (E2E_ARGS=--help).
 KUBERNETES ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dispatchgym/kubernetes-1.20
 E2E_ARGS ?=
-# What runs on a GPU: with which python, on which models, under which name, and where it writes.
+# What `make bench-gpu` runs, with which python: GPU names the machine in profiles, and GPU=cpu is a laptop without one.
+# GPU_TRAFFIC is trace:requests, GPU_RANKED the requests on which ten schedulers are ranked.
 GPU_PYTHON ?= $(BIN)/python
 GPU ?= h200
-MODELS ?= 8b 1b
 GPU_OUT ?= out/gpu
-# Traffic of `make gpu-fidelity`: trace:requests.
+ifeq ($(GPU),cpu)
+MODELS ?= tiny
+GPU_ENGINE ?= --max-len 4096 --max-seqs 64 --token-budget 4096 --kv-blocks 8192
+GPU_TRAFFIC ?= azure-2023-conv-twin:40
+GPU_RANKED ?= 15
+else
+MODELS ?= 8b 1b
+GPU_ENGINE ?= --max-len 16384
 GPU_TRAFFIC ?= azure-2023-conv:300 sharegpt-300:200 azure-2023-code:120 mooncake-conversation:60
+GPU_RANKED ?= 250
+endif
 SCHEDULERS_10 := vllm,sarathi,orca,sglang,srtf,mlfq,least-slack,flow-prefill,laps,mc-sf
 PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4
 
@@ -95,7 +104,7 @@ tests: setup ## pytest without the slow tests (PYTEST_ARGS=... to choose)
 test-gpu: ## the tests that need a GPU, with the python that sees it (GPU_PYTHON=...): kernels, captured steps, whole texts
 	@$(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider tests/serving/executor/gpu
 
-bench-gpu: gpu-speed gpu-calibration gpu-fidelity gpu-ranking gpu-contests gpu-live ## every table of docs/results.md that needs a GPU, into out/gpu (MODELS='8b 1b', GPU=h200); on a laptop MODELS=tiny GPU=cpu
+bench-gpu: gpu-speed gpu-calibration gpu-fidelity gpu-ranking gpu-contests gpu-live ## every table of docs/results.md that needs a GPU, into out/gpu (GPU=cpu: a tiny model on a laptop)
 
 gpu-speed: ## the executor beside its bounds and noted peers
 	@for model in $(MODELS); do $(GPU_PYTHON) benchmarks/executor.py --models $$model --seconds 5 --json $(GPU_OUT)/executor-$$model.json; done
@@ -104,16 +113,16 @@ gpu-calibration: $(MODELS:%=$(GPU_OUT)/torch-$(GPU)-%.json) ## measured profiles
 
 $(GPU_OUT)/torch-$(GPU)-%.json:
 	@mkdir -p $(GPU_OUT)
-	@$(GPU_PYTHON) -m dispatchgym calibrate --model random:$* --name torch-$(GPU)-$* --max-len 16384 --out $@ --steps $(@:.json=.jsonl)
+	@$(GPU_PYTHON) -m dispatchgym calibrate --model random:$* --name torch-$(GPU)-$* $(GPU_ENGINE) --out $@ --steps $(@:.json=.jsonl)
 
 gpu-fidelity: gpu-calibration ## the same traffic on the model and on its profile
 	@for model in $(MODELS); do for traffic in $(GPU_TRAFFIC); do \
-		$(GPU_PYTHON) -m dispatchgym fidelity --model random:$$model --profile $(GPU_OUT)/torch-$(GPU)-$$model.json --max-len 16384 \
+		$(GPU_PYTHON) -m dispatchgym fidelity --model random:$$model --profile $(GPU_OUT)/torch-$(GPU)-$$model.json $(GPU_ENGINE) \
 			--trace $${traffic%:*} --requests $${traffic#*:} --loads 0.5 1.0 --json $(GPU_OUT)/fidelity-$$model-$${traffic%:*}.json; done; done
 
 gpu-ranking: gpu-calibration ## ten schedulers by goodput, on the model and on its profile
 	@model=$(lastword $(MODELS)); $(GPU_PYTHON) -m dispatchgym fidelity --model random:$$model --profile $(GPU_OUT)/torch-$(GPU)-$$model.json \
-		--max-len 16384 --trace azure-2023-conv --requests 250 --loads 2.0 --kv-blocks 4000 --ttft-slo 0.5 --tpot-slo 0.03 \
+		$(GPU_ENGINE) --trace $(firstword $(subst :, ,$(GPU_TRAFFIC))) --requests $(GPU_RANKED) --loads 2.0 --kv-blocks 4000 --ttft-slo 0.5 --tpot-slo 0.03 \
 		--schedulers $(SCHEDULERS_10) --json $(GPU_OUT)/ranking-$$model.json
 
 gpu-contests: gpu-calibration ## the papers' contests on the model and on its profile
