@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -27,23 +26,28 @@ def fit_config(model: Model, wanted: EngineConfig, gpu_memory_fraction: float = 
     """The configuration with its open ends filled in: KV blocks for the memory that is free, the model's longest text.
 
     Raises:
-        UsageError: nothing fits, or the longest text asked for does not.
+        UsageError: nothing fits, or the longest text asked for does not, or is longer than the model reads.
     """
     spec, size = model.spec, wanted.block_tokens
-    longest = min(wanted.max_len or math.inf, spec.max_positions)
+    longest = wanted.max_len or spec.max_positions
+    if longest > spec.max_positions:
+        raise UsageError(
+            f"engine: max_len {longest} is beyond the {spec.max_positions} tokens that model {spec.name} reads; "
+            "lower it"
+        )
     blocks = wanted.kv_blocks
     if blocks == 0:
         blocks = blocks_that_fit(
             spec, model.device, model.dtype, size, gpu_memory_fraction=gpu_memory_fraction,
             reserved_bytes=step_bytes(model, wanted),
         )  # fmt: skip
-        blocks = min(blocks, -(-int(longest) // size) * wanted.max_seqs)  # more would never be used
+        blocks = min(blocks, -(-longest // size) * wanted.max_seqs)  # more would never be used
     if wanted.max_len > blocks * size:
         raise UsageError(
             f"engine: {blocks} KV blocks of {size} tokens hold no text of max_len {wanted.max_len}; lower it, or raise "
             "kv_blocks"
         )
-    return replace(wanted, kv_blocks=blocks, max_len=min(int(longest), blocks * size))
+    return replace(wanted, kv_blocks=blocks, max_len=min(longest, blocks * size))
 
 
 def step_bytes(model: Model, config: EngineConfig) -> int:

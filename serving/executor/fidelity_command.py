@@ -109,7 +109,11 @@ def main(argv: list[str]) -> int:
     out, err = Console(highlight=False), Console(stderr=True, highlight=False)
     if not options.loads or not all(load > 0 for load in options.loads):
         raise UsageError(f"--loads {options.loads}: give shares above 0, such as 0.5 0.75 1")
+    if options.requests < 1:
+        raise UsageError(f"--requests is {options.requests}; it must be 1 or more")
     makers = {name: scheduler(name) for name in options.schedulers.replace(" ", "").split(",") if name}
+    if not makers:
+        raise UsageError(f"--schedulers {options.schedulers!r}: name one at least, such as vllm")
     profile = load_profile(options.profile)
     if options.json is not None:
         make_writable(options.json.parent, 1 << 20)

@@ -30,6 +30,8 @@ SEQUENCE = np.dtype(
     ]
 )
 _NO_TOKEN = -1
+_COLDEST = 1e-5
+"""Temperature below which the likeliest token is taken: logits over one near zero are all infinite."""
 
 
 class Sequences:
@@ -73,7 +75,8 @@ class Sequences:
         self._used += room
         row["prompt"] = row["known"] = row["read"] = len(prompt)
         row["here"], row["ended"] = True, False
-        row["temperature"], row["top_k"], row["top_p"] = sampling.temperature, sampling.top_k, sampling.top_p
+        row["temperature"] = sampling.temperature if sampling.temperature >= _COLDEST else 0.0
+        row["top_k"], row["top_p"] = sampling.top_k, sampling.top_p
         row["seed"], row["logprobs"] = sampling.seed, sampling.logprobs
 
     def remove(self, request: int) -> None:

@@ -14,8 +14,8 @@ def _spec(
     inv_freq = tuple(500_000.0 ** (-i / head_dim) for i in range(0, head_dim, 2))
     return ModelSpec(
         layers=layers, hidden=hidden, mlp=mlp, vocabulary=vocabulary, heads=heads, kv_heads=kv_heads,
-        head_dim=head_dim, eps=1e-5, tied=tied, qk_norm=False, inv_freq=inv_freq, rope_scale=1.0, max_positions=131_072,
-        stop=(), name=name,
+        head_dim=head_dim, eps=1e-5, tied=tied, qk_norm=False, biases=(), inv_freq=inv_freq, rope_scale=1.0,
+        max_positions=131_072, stop=(), name=name,
     )  # fmt: skip
 
 

@@ -413,7 +413,7 @@ class TorchExecutor:
                 self._pending = _Pending(rows.request[puts_out], puts_out[rows.picks == 1], copy)
             emitted = puts_out.astype(np.int32)
         else:
-            assert self._pending is None
+            self.flush()  # steps made while this pass was paused
             emitted = self._keep_tokens(work, HostCopy(tokens).wait() if tokens is not None else _NO_GUESSES)
             ended = sequences.row["ended"][rows.request]
         sequences.row["known"][rows.request] += emitted
@@ -443,16 +443,17 @@ class TorchExecutor:
         return tokens
 
     def _keep_tokens(self, work: _Pass, tokens: I32) -> I32:
-        """Book sampled tokens at once; how many each row puts out."""
+        """Book sampled tokens at once; how many each row puts out: none where a stop token has come late."""
         rows, sequences = work.rows, self._sequences
         emitted = np.zeros(len(rows.request), np.int32)
-        single, first = rows.picks == 1, rows.first_pick
+        goes_on = ~sequences.row["ended"][rows.request]
+        single, first = (rows.picks == 1) & goes_on, rows.first_pick
         request = rows.request[single]
         sequences.append(request, tokens[first[:-1][single]])
         sequences.row["ended"][request] |= sequences.are_stops(request, tokens[first[:-1][single]])
         emitted[single] = 1
         end = np.cumsum(rows.tokens)
-        for i in rows.drafted.tolist():
+        for i in rows.drafted[goes_on[rows.drafted]].tolist():
             who = int(rows.request[i])
             sampled = tokens[first[i] : first[i + 1]]
             left = int(sequences.row["room"][who]) - int(sequences.row["known"][who])

@@ -71,6 +71,8 @@ class Model:
 
 
 WHOLE = Share(0, 1)
+PLAIN = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+"""What numbers may be in a file: others need scales beside them."""
 
 
 def load_weights(
@@ -79,7 +81,7 @@ def load_weights(
     """Weights from the folder's safetensors files, shard by shard.
 
     Raises:
-        UsageError: there are none, or a shard that the index names is missing.
+        UsageError: there are none, or quantized ones, or a shard that the index names is missing.
         InvalidInstanceError: a tensor is missing or of another shape than config.json says; a damaged file.
     """
     checkpoint = _Checkpoint(folder, device, dtype)
@@ -95,7 +97,7 @@ def random_weights(
     def tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor | None:
         if name.endswith("norm.weight"):
             return torch.ones(shape, dtype=dtype, device=device) if spec.qk_norm or "self_attn" not in name else None
-        if name.endswith("bias"):
+        if spec.tied and name == "lm_head.weight":
             return None
         return torch.empty(shape, dtype=dtype, device=device).normal_(0.0, spread, generator=generator)
 
@@ -112,13 +114,10 @@ def _assemble(spec: ModelSpec, source: Source, model: str) -> Weights:
     def fused(prefix: str, parts: dict[str, int], width: int) -> Linear:
         names = [f"{prefix}.{part}_proj" for part in parts]
         weights = [needed(f"{name}.weight", out, width) for name, out in zip(names, parts.values(), strict=True)]
-        biases = [source(f"{name}.bias", (out,)) for name, out in zip(names, parts.values(), strict=True)]
-        given = [bias for bias in biases if bias is not None]
-        if given and len(given) < len(biases):
-            raise InvalidInstanceError(f"{model}: {prefix} has biases for some of {', '.join(parts)} only")
+        biases = [needed(f"{prefix}.{part}_proj.bias", n) for part, n in parts.items() if f"{part}_proj" in spec.biases]
         if len(weights) == 1:
-            return Linear(weights[0], given[0] if given else None)
-        return Linear(torch.cat(weights), torch.cat(given) if given else None)
+            return Linear(weights[0], biases[0] if biases else None)
+        return Linear(torch.cat(weights), torch.cat(biases) if biases else None)
 
     h, d = spec.hidden, spec.head_dim
     q, kv = spec.heads * d, spec.kv_heads * d
@@ -138,7 +137,11 @@ def _assemble(spec: ModelSpec, source: Source, model: str) -> Weights:
             )
         )
     embedding = needed("model.embed_tokens.weight", spec.vocabulary, h)
-    head = embedding if spec.tied else needed("lm_head.weight", spec.vocabulary, h)
+    if not spec.tied:
+        head = needed("lm_head.weight", spec.vocabulary, h)
+    else:  # transformers takes a head of its own, if the file has one, over what the config says
+        own = source("lm_head.weight", (spec.vocabulary, h))
+        head = embedding if own is None or torch.equal(own, embedding) else own
     return Weights(embedding, tuple(layers), needed("model.norm.weight", h), head)
 
 
@@ -153,7 +156,8 @@ class _Checkpoint:
 
     def _index(self) -> dict[str, Path]:
         index = self.folder / "model.safetensors.index.json"
-        if index.is_file():
+        single = self.folder / "model.safetensors"
+        if index.is_file() and not single.is_file():
             try:
                 names: dict[str, str] = json.loads(index.read_text())["weight_map"]
                 where = {tensor: self.folder / Path(file).name for tensor, file in names.items()}
@@ -162,7 +166,6 @@ class _Checkpoint:
             if missing := sorted({file.name for file in where.values() if not file.is_file()}):
                 raise UsageError(f"model {self.folder}: shard {missing[0]} is missing; download the checkpoint again")
             return where
-        single = self.folder / "model.safetensors"
         if not single.is_file():
             others = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in self.folder.glob(pattern))
             why = f"; {others[0]} is a pickle, which is not read: convert it to safetensors" if others else ""
@@ -187,5 +190,10 @@ class _Checkpoint:
         if tuple(found.shape) != shape:
             raise InvalidInstanceError(
                 f"model {self.folder}: {name} has shape {tuple(found.shape)}, config.json says {shape}"
+            )
+        if found.dtype not in PLAIN:
+            raise UsageError(
+                f"model {self.folder}: {name} is of {found.dtype}: quantized weights are not covered; take the "
+                "bfloat16 checkpoint"
             )
         return found.to(self.dtype)

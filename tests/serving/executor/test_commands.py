@@ -48,13 +48,20 @@ def test_what_the_commands_cannot_do_is_refused(tmp_path: Path, capsys: pytest.C
     short = ["calibrate", "--model", "random:tiny", "--device", "cpu", "--kv-blocks", "4", "--out"]
     assert main([*short, str(tmp_path / "x.json")]) == 2
     assert "texts of up to 64 tokens are too short to measure" in capsys.readouterr().err
+    assert main([*short[:-1], "--max-len", "40000", "--out", str(tmp_path / "x.json")]) == 2
+    assert "max_len 40000 is beyond the 32768 tokens that model tiny reads" in capsys.readouterr().err
     (tmp_path / "steps").write_text('{"seconds": 1}\n')
     for file, why in (("steps", "no steps as `calibrate --steps` writes them"), ("none", "No such file")):
         assert main(["calibrate", "--refit", str(tmp_path / file), "--out", str(tmp_path / "x.json")]) == 2
         assert why in capsys.readouterr().err
-    wrong = ["fidelity", "--model", "random:tiny", "--profile", "h200-8b", "--loads", "0", *SMALL]
-    assert main(wrong) == 2
-    assert "give shares above 0" in capsys.readouterr().err
+    wrong = ["fidelity", "--model", "random:tiny", "--profile", "h200-8b", *SMALL]
+    for flags, why in (
+        ("--loads=0", "give shares above 0"),
+        ("--requests=-2", "--requests is -2"),
+        ("--schedulers=,", "name one at least"),
+    ):
+        assert main([*wrong, flags]) == 2
+        assert why in capsys.readouterr().err
     assert main(["make-model", "--out", str(tmp_path / "m"), "--size", "70b"]) == 2
     assert "'70b' is not known" in capsys.readouterr().err
 

@@ -107,6 +107,33 @@ def test_a_paused_pass_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> 
     assert {p for p in pauses if p is not None} == {1, 2, 3}
 
 
+def test_a_paused_prompt_with_logprobs_ends_while_tokens_of_others_are_on_their_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch_executor, "Pace", StopAfter)
+    StopAfter.segments = 1
+    bench = Bench("qwen3", all_of_it, late=True)
+    run = bench.executor.run
+    bench.executor.run = lambda batch, _: run(batch, np.inf if batch.decode.any() else 1.0)  # type: ignore[method-assign]
+    first = bench.submit(*ASKED[0])
+    while not bench.engine.state.req["generated"][first]:
+        bench.engine.step()
+    second = bench.submit(*ASKED[1], logprobs=0)
+
+    def in_turns(view: EngineView) -> Plan:
+        table = view.running
+        whose = table.decoding if view.step % 2 else ~table.decoding
+        waiting = [(int(r), int(n)) for r, n in zip(view.waiting.id, view.waiting.left, strict=True)]
+        return Plan(
+            grants=waiting or [(int(r), int(n)) for r, n in zip(table.id[whose], table.left[whose], strict=True)]
+        )
+
+    bench.engine.policy = type(bench.engine.policy)(in_turns)  # type: ignore[call-arg]
+    bench.run()
+    assert [bench.text(r) for r in (first, second)] == plain("qwen3")[:2]
+    assert len(bench.executor.outputs(second).logprobs) == ASKED[1][1]
+
+
 def test_a_prefix_found_is_a_prefix_computed() -> None:
     """Requests that share 48 tokens, named by hashes, against the same without hashes."""
     common = prompts(1, 48)[0]
@@ -182,6 +209,28 @@ def test_a_stop_token_ends_the_output_and_belongs_to_it(late: bool, drafts: int)
     assert bench.engine.state.eng["free"][0] == 64
 
 
+@pytest.mark.parametrize(("verified", "logprobs"), [(4, -1), (1, 0)])
+def test_a_stop_token_that_comes_late_is_the_last_whatever_is_read_at_once(verified: int, logprobs: int) -> None:
+    """Every other step is plain and read late; the next verifies drafts, or has a neighbour with log-probabilities."""
+    prompt = ASKED[0][0]
+    whole = plain_greedy("qwen3", prompt, 40)
+    stops = [token for k, token in enumerate(whole) if token not in whole[:k]]
+
+    def decide(view: EngineView) -> Plan:
+        if view.waiting.id.size:
+            return all_of_it(view)
+        odd = view.step % 2
+        grants = [(int(r), verified if odd else 1) for r in view.running.id if odd or r != neighbour]
+        return Plan(grants=grants or [(neighbour, 1)])
+
+    bench = Bench("qwen3", decide, late=True, max_spec=3)
+    neighbour = bench.submit(*ASKED[2], logprobs=logprobs) if logprobs >= 0 else -1
+    requests = [bench.submit(prompt, 40, stop=(stop,)) for stop in stops[:6]]
+    bench.run()
+    assert [bench.text(r) for r in requests] == [whole[: whole.index(stop) + 1] for stop in stops[:6]]
+    assert bench.engine.state.req["generated"][requests].tolist() == [whole.index(stop) + 1 for stop in stops[:6]]
+
+
 def test_the_models_own_end_of_text_can_be_ignored() -> None:
     prompt = ASKED[2][0]
     whole = plain_greedy("llama", prompt, 20)
@@ -205,6 +254,13 @@ def test_a_draw_depends_on_nothing_but_its_own_request() -> None:
     crowd.run()
     assert crowd.text(same) == alone.text(request)
     assert crowd.text(others[1]) != alone.text(request)[:12]
+
+
+def test_a_temperature_of_almost_nothing_takes_the_likeliest() -> None:
+    bench = Bench("qwen3")
+    requests = [bench.submit(*ASKED[0], temperature=t, top_p=p) for t in (1e-5, 1e-38, 1e-42) for p in (1.0, 0.9)]
+    bench.run()
+    assert [bench.text(r) for r in requests] == 6 * plain("qwen3")[:1]
 
 
 def test_logprobs_are_those_of_transformers() -> None:

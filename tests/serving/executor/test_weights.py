@@ -19,6 +19,7 @@ from dispatchgym.serving.executor.inputs import HostStep, pack, unpack
 from dispatchgym.serving.executor.model import Decoder
 from dispatchgym.serving.executor.models import open_model
 from dispatchgym.serving.executor.ops import TorchOps
+from dispatchgym.serving.executor.shares import Share
 from dispatchgym.serving.executor.weights import Model
 from tests.serving.executor.models import FAMILIES, VOCABULARY, model, reference, save
 
@@ -73,13 +74,22 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         open_model(str(tmp_path), "cpu")
 
 
-def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
-    save("qwen3", tmp_path)
+@pytest.mark.parametrize(
+    ("family", "lost"),
+    [
+        ("qwen3", ("k_norm.weight",)),
+        ("qwen2", ("k_proj.bias",)),
+        ("qwen2", ("q_proj.bias", "k_proj.bias", "v_proj.bias")),
+    ],
+)
+def test_a_missing_tensor_is_named(tmp_path: Path, family: str, lost: tuple[str, ...]) -> None:
+    save(family, tmp_path)
     file = tmp_path / "model.safetensors"
     tensors = load_file(file)
-    del tensors["model.layers.1.self_attn.k_norm.weight"]
+    for name in lost:
+        del tensors[f"model.layers.1.self_attn.{name}"]
     save_file(tensors, file)
-    with pytest.raises(InvalidInstanceError, match=r"tensor model.layers.1.self_attn.k_norm.weight is missing"):
+    with pytest.raises(InvalidInstanceError, match=f"tensor model.layers.1.self_attn.{lost[0]} is missing"):
         open_model(str(tmp_path), "cpu")
 
 
@@ -115,6 +125,7 @@ def test_pickles_are_not_read(tmp_path: Path) -> None:
         ({"hidden_act": "gelu"}, "activation 'gelu' is not covered"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "rope type 'dynamic'"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantized weights are not covered"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "layers of type 'linear_attention' are not covered"),
     ],
 )
 def test_what_the_decoder_does_not_cover_is_refused(tmp_path: Path, changes: dict[str, object], why: str) -> None:
@@ -122,6 +133,79 @@ def test_what_the_decoder_does_not_cover_is_refused(tmp_path: Path, changes: dic
     config = json.loads((tmp_path / "config.json").read_text()) | changes
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match=why):
+        open_model(str(tmp_path), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"hidden_size": "48"}, "config.json: .*'hidden_size' expected int"),
+        ({"num_attention_heads": 0}, "config.json: integer modulo by zero"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers 0 is below 1"),
+        ({"max_position_embeddings": -1}, "max_position_embeddings -1 is below 1"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0, "rope_theta": 1e4}}, "give no finite angles"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": None}}, "'rope_theta': None"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(tmp_path: Path, changes: dict[str, object], why: str) -> None:
+    save("llama", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidInstanceError, match=why):
+        open_model(str(tmp_path), "cpu")
+
+
+@torch.inference_mode()
+def test_a_checkpoint_at_odds_with_its_config_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
+    """Biases that the config does not name, a head in a tied model, and an old index beside the whole file."""
+    save("llama", tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors, tmp_path / "old.safetensors", metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "old.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    random = torch.Generator().manual_seed(0)
+    tensors["lm_head.weight"] = torch.randn(VOCABULARY, 48, generator=random)
+    for name, size in (("self_attn.q", 48), ("self_attn.k", 24), ("self_attn.v", 24), ("mlp.down", 48)):
+        tensors[f"model.layers.0.{name}_proj.bias"] = torch.randn(size, generator=random)
+    save_file(tensors, file, metadata={"format": "pt"})
+    ids = torch.randint(0, VOCABULARY, (30,), generator=random)
+    wanted = transformers.LlamaForCausalLM.from_pretrained(tmp_path)(ids[None]).logits[0]
+    assert not torch.allclose(wanted, reference("llama")(ids[None]).logits[0], atol=1.0)
+    torch.testing.assert_close(logits(open_model(str(tmp_path), "cpu"), ids, (0, 30)), wanted, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("world", [1, 2])
+def test_biases_are_where_the_config_says(tmp_path: Path, world: int) -> None:
+    """Of every projection of a Llama; of the outer ones, whose shares are added up, the first share alone has them."""
+    config = transformers.LlamaConfig(
+        **reference("llama").config.to_diff_dict() | {"attention_bias": True, "mlp_bias": True}
+    )
+    theirs = transformers.LlamaForCausalLM(config).eval()
+    for name, parameter in theirs.named_parameters():
+        if name.endswith("bias"):
+            parameter.normal_()
+    theirs.save_pretrained(tmp_path)
+    shares = [open_model(str(tmp_path), "cpu", share=Share(rank, world)) for rank in range(world)]
+    if world == 1:
+        ids = torch.randint(0, VOCABULARY, (30,), generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(logits(shares[0], ids, (0, 30)), theirs(ids[None]).logits[0], rtol=1e-4, atol=1e-4)
+    layers = [share.weights.layers[0] for share in shares]
+    assert all(layer.qkv.bias is not None and layer.gate_up.bias is not None for layer in layers)
+    assert [layer.out.bias is not None for layer in layers] == [rank == 0 for rank in range(world)]
+    assert [layer.down.bias is not None for layer in layers] == [rank == 0 for rank in range(world)]
+
+
+def test_numbers_that_need_scales_are_refused(tmp_path: Path) -> None:
+    """As in checkpoints whose config.json does not say that they are quantized."""
+    save("llama", tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    save_file(tensors, file)
+    with pytest.raises(UsageError, match=f"{name} is of torch.float8_e4m3fn: quantized weights are not covered"):
         open_model(str(tmp_path), "cpu")
 
 
