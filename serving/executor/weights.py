@@ -168,7 +168,9 @@ class _Checkpoint:
             return where
         if not single.is_file():
             others = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in self.folder.glob(pattern))
-            why = f"; {others[0]} is a pickle, which is not read: convert it to safetensors" if others else ""
+            why = "; download the checkpoint's *.safetensors files"
+            if others:
+                why = f"; {others[0]} is a pickle, which is not read: convert it to safetensors"
             raise UsageError(f"model {self.folder}: there is no model.safetensors{why}")
         with self._open(single) as file:
             return dict.fromkeys(file.keys(), single)

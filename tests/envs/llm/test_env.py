@@ -240,6 +240,8 @@ def test_errors_name_the_way_out() -> None:
         env.step(63)
     with pytest.raises(UsageError, match="problem"):
         env.reset(options={"instance": 1})
+    with pytest.raises(UsageError, match="go with executor='torch'"):
+        made(problem=TINY, model="random:1b")
     with pytest.raises(UsageError, match="table of"):
         EngineBatch(1, Room.of(problems(1)), ChoicesConfig(merit=((1.0,),)))
     small = EngineBatch(1, Room.of(problems(1)))
