@@ -75,7 +75,7 @@ class LLMEngineEnv(gym.Env[padding.Padded, np.int64]):
         self._batch = EngineBatch(1, self._episodes.room, choices, reward)
         runs_on = RunsOn(executor, model, device)
         if runs_on.is_simulated and (model, device) != (TINY, AUTO):
-            raise UsageError(f"model {model!r} and device {device!r} go with executor='torch'; here steps are simulated")
+            raise UsageError(f"model {model!r} and device {device!r} go with executor='torch'")
         self._backend = None if runs_on.is_simulated else runs_on.backend()
         self.graph_spec: GraphSpec = self._batch.spec
         self.problem: Serving | None = None
