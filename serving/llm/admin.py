@@ -14,7 +14,7 @@ from dispatchgym.agents.bundle import BUNDLE
 from dispatchgym.envs.api import DispatchGymError, UnknownNameError, UsageError
 from dispatchgym.serving.llm.frontend import Frontend
 from dispatchgym.serving.llm.schedulers import FAMILY, bundles_in, find_bundle
-from dispatchgym.serving.llm.sequences import SwitchError
+from dispatchgym.serving.llm.sequences import SwitchError, UnavailableError
 from dispatchgym.serving.wire import RequestError
 from dispatchgym.solvers.llm.schedulers import SCHEDULERS
 
@@ -56,7 +56,7 @@ class SchedulerAdmin:
         """Let that scheduler decide.
 
         Raises:
-            RequestError: it cannot be loaded; the one before goes on.
+            RequestError: it cannot be loaded; the one before goes on. UnavailableError: the engine is down.
         """
         async with self._turn:
             return await self._change("switch", name, who)
@@ -83,8 +83,10 @@ class SchedulerAdmin:
             known = name == now or name in self._frontend.history
             wanted = find_bundle(name, self._folder) if name.startswith(BUNDLE) and not known else name
             answer = await self._frontend.switch(wanted)
-        except (SwitchError, UsageError, UnknownNameError) as error:
+        except (SwitchError, UnavailableError, UsageError, UnknownNameError) as error:
             self._write({**entry, "error": str(error)})
+            if isinstance(error, UnavailableError):
+                raise
             raise RequestError(f"scheduler: {error}") from None
         self._write({**entry, "version": answer.version})
         return {"scheduler": answer.scheduler, "version": answer.version, "before": now}

@@ -180,7 +180,7 @@ class Frontend:
         """The engine is gone: fail what ran, keep what waits, start it again."""
         self.is_up, self.last = False, None
         for waiter in self._switches.values():
-            waiter.set_exception(SwitchError("the engine went down meanwhile"))
+            waiter.set_exception(UnavailableError("the engine went down meanwhile; ask again"))
         self._switches.clear()
         running = [s for s in self._sequences.values() if s.state == "running"]
         self._end_all(running, EngineLostError("the engine went down while this request ran; ask again"))
@@ -378,10 +378,10 @@ class Frontend:
         """Let another scheduler decide, once it has been loaded and rehearsed; requests stay where they are.
 
         Raises:
-            SwitchError: it cannot be loaded, or the engine is down.
+            SwitchError: it cannot be loaded. UnavailableError: the engine is down.
         """
         if not self.is_up or self._host is None:
-            raise SwitchError("the engine is not up")
+            raise UnavailableError("the engine is being started; ask again")
         ticket = next(self._tickets)
         waiter: asyncio.Future[Switched] = self._loop.create_future()
         self._switches[ticket] = waiter

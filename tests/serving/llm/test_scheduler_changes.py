@@ -114,3 +114,12 @@ def test_a_restarted_engine_goes_on_under_the_scheduler_of_the_moment() -> None:
         assert httpx.post(f"{live.url}/v1/completions", json=body, timeout=120).status_code == 200  # it was queued
         assert live.frontend.ready is not None
         assert live.frontend.ready.scheduler == "sarathi"
+
+
+def test_an_engine_that_is_down_is_asked_again_and_not_blamed_on_the_administrator(gate: LlmGate) -> None:
+    with serving(access=gate) as live:
+        live.loop.call_soon_threadsafe(setattr, live.frontend, "is_up", False)
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        answer = httpx.post(f"{live.url}/admin/scheduler", headers=headers, json={"scheduler": "sarathi"})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert "ask again" in answer.json()["error"]["message"]
