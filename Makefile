@@ -36,6 +36,7 @@ GPU_ENGINE ?= --max-len 16384
 GPU_TRAFFIC ?= azure-2023-conv:300 sharegpt-300:200 azure-2023-code:120 mooncake-conversation:60
 GPU_RANKED ?= 250
 endif
+LIVE_ARGS ?=
 SCHEDULERS_10 := vllm,sarathi,orca,sglang,srtf,mlfq,least-slack,flow-prefill,laps,mc-sf
 PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4
 
@@ -44,7 +45,7 @@ PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4
 	wheel-check constraints clean
 
 help: ## list the targets
-	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
 setup: $(READY) ## create .venv with every pinned version and install dispatchgym into it (skipped while up to date)
 
@@ -129,9 +130,9 @@ gpu-contests: gpu-calibration ## the papers' contests on the model and on its pr
 	@model=$(firstword $(MODELS)); $(GPU_PYTHON) benchmarks/simulator_vs_gpu.py --model random:$$model \
 		--profile $(GPU_OUT)/torch-$(GPU)-$$model.json --json $(GPU_OUT)/contests-$$model.json
 
-gpu-live: gpu-calibration ## the bundle and rules in a live server
+gpu-live: gpu-calibration ## the bundle and rules in a live server (LIVE_ARGS='--slices code-11,flow-18-b --rounds 1' for a part)
 	@model=$(firstword $(MODELS)); $(GPU_PYTHON) benchmarks/live_schedulers.py --model random:$$model \
-		--profile $(GPU_OUT)/torch-$(GPU)-$$model.json --json $(GPU_OUT)/live-$$model.json
+		--profile $(GPU_OUT)/torch-$(GPU)-$$model.json --json $(GPU_OUT)/live-$$model.json $(LIVE_ARGS)
 
 bench: setup bench-peers ## run every script in benchmarks/ beside its peers (BENCH_ARGS=--quick: half a minute each)
 	@for script in benchmarks/*.py; do echo "== $$script $(BENCH_ARGS)"; $(BIN)/python "$$script" $(BENCH_ARGS); done

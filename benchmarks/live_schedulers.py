@@ -144,6 +144,8 @@ def main() -> None:
     parser.add_argument("--schedulers", default=f"{BASE},{RULES},{BUNDLE}", help="[%(default)s]")
     parser.add_argument("--rounds", type=int, default=2, help="[%(default)s]")
     options = parser.parse_args()
+    if unknown := [name for name in options.slices.split(",") if name not in SLICES]:
+        parser.error(f"--slices: {unknown[0]!r} is not known; known are {', '.join(SLICES)}")
     slices = {name: SLICES[name] for name in options.slices.split(",")}
     serve = ["--model", options.model, "--profile", options.profile, "--max-len", "16384"]
     names = options.schedulers.split(",")
