@@ -3,8 +3,9 @@
 One `dispatchgym serve llm` runs all of it; on each slice every scheduler gets the same requests in turns, --rounds
 times, each round with another draw or the next stretch of the trace. A scheduler's spread is that of its rounds. Then
 the bundle's gain over vllm, over each rule, and over the best rule of the slice: a 95 % interval over windows of a
-tenth of a round, paired. The recorded traces need DISPATCHGYM_DATA. Without a GPU, and with --quick, a tiny model
-answers a few short requests on the CPU.
+tenth of a round, paired. Beside each scheduler's goodput, and the bundle's gain, what the simulator foretells for these
+rounds by the profile. The recorded traces need DISPATCHGYM_DATA. Without a GPU, and with --quick, a tiny model answers
+a few short requests on the CPU; --simulate leaves the server away altogether.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ import torch
 from harness.rows import Measured, Row, arguments, publish
 from rich.console import Console
 
+from dispatchgym.agents.simulation.names import scheduler
+from dispatchgym.agents.simulation.runs import Setting, run
+from dispatchgym.envs.llm.config import EngineConfig
+from dispatchgym.envs.llm.metrics import Spread
+from dispatchgym.envs.llm.profile import Profile, load_profile
+from dispatchgym.serving.executor.fidelity import kendall_tau
 from dispatchgym.serving.load.compare_command import Options, run_all
 from dispatchgym.serving.load.comparison import Row as Compared
 from dispatchgym.serving.load.comparison import compared, window_values
@@ -51,6 +58,8 @@ QUICK = {
 }
 
 Runs = Mapping[str, Sequence[LoadRun]]
+LONGEST = 16_384
+"""Tokens of a text that the server takes."""
 
 
 async def run_slice(
@@ -69,6 +78,32 @@ async def run_slice(
     return kept, decisions
 
 
+def simulated(traffic: Traffic, names: Sequence[str], rounds: int, profile: Profile) -> Runs:
+    """The same rounds as the simulator foretells them.
+
+    Raises:
+        RuntimeError: a scheduler's plan that no engine can carry out.
+    """
+    engine = EngineConfig(kv_blocks=profile.kv_tokens // 16, max_len=LONGEST)
+    found: dict[str, list[LoadRun]] = {name: [] for name in names}
+    for number in range(rounds):
+        workload, _ = traffic.workload(number)
+        workload = replace(workload, arrival_s=workload.arrival_s - workload.arrival_s[0])
+        for name, own in found.items():
+            one = run(name, scheduler(name), Setting(workload, engine, profile, number, strict=False))
+            if one.record is None or one.metrics is None:
+                raise RuntimeError(f"{name}: {one.message}")
+            own.append(LoadRun((), one.record, one.metrics, Spread.of(np.zeros(1)), np.nan))
+    return found
+
+
+def goodput(runs: Runs) -> dict[str, Measured]:
+    """Requests in time a second, of each scheduler's rounds."""
+    return {
+        who: Measured.of([float(np.mean(window_values(run, "goodput"))) for run in own]) for who, own in runs.items()
+    }
+
+
 def gain(runs: Runs, ours: str, base: str) -> tuple[float, tuple[float, float]]:
     """Goodput that `ours` has more than `base`, in per cent of it, and the 95 % interval."""
     first, second = compared({name: runs[name] for name in (base, ours)})
@@ -79,23 +114,24 @@ def gain(runs: Runs, ours: str, base: str) -> tuple[float, tuple[float, float]]:
     return (mean * share if mean else 0.0), (low * share if low else 0.0, high * share if high else 0.0)
 
 
-def slice_rows(name: str, runs: Runs, decisions: Mapping[str, list[Decisions]]) -> list[Row]:
+def slice_rows(name: str, runs: Runs, foretold: Runs, decisions: Mapping[str, list[Decisions]]) -> list[Row]:
     """Goodput of each scheduler, what the bundle gains, and how long its decisions take."""
-    goodput = {
-        who: Measured.of([float(np.mean(window_values(run, "goodput"))) for run in own]) for who, own in runs.items()
-    }
-    rows = []
+    rows, live, expected = [], goodput(runs), goodput(foretold)
     for who, own in runs.items():
-        slow = max(each["p99_ms"] or 0.0 for each in decisions[who])
+        slow = max((each["p99_ms"] or 0.0 for each in decisions.get(who, [])), default=0.0)
         said = f"{100 * np.mean([run.metrics.attainment for run in own]):.0f} % in time"
         said += f", decisions p99 {slow:.2f} ms" if slow else ""
-        rows.append(Row(f"{name}, {who}", goodput[who].value, "requests/s", goodput[who].spread, bar=said))
+        peer, peer_value = ("simulator", expected[who].value) if runs is not foretold else (None, None)
+        rows.append(Row(f"{name}, {who}", live[who].value, "requests/s", live[who].spread, peer, peer_value, said))
     rules = [who for who in runs if who != BUNDLE]
     if BUNDLE in runs:
-        best = max(rules, key=lambda who: goodput[who].value)
+        best = max(rules, key=lambda who: live[who].value)
         for base in rules:
             value, interval = gain(runs, BUNDLE, base)
             rows.append(Row(f"{name}, {BUNDLE} over {base}", value, "%", interval, bar="best rule" * (base == best)))
+    if runs is not foretold:
+        tau = kendall_tau(*([side[who].value for who in runs] for side in (live, expected)))
+        rows.append(Row(f"{name}, Kendall tau of live and simulated", tau, "", (tau, tau)))
     return rows
 
 
@@ -112,20 +148,32 @@ def mean_rows(slices: Mapping[str, Runs]) -> list[Row]:
     ]
 
 
-async def run_slices(slices: Mapping[str, Traffic], names: list[str], rounds: int, serve: Sequence[str]) -> list[Row]:
-    """All rows; those of a slice are printed as soon as they are known."""
+async def run_slices(
+    slices: Mapping[str, Traffic], names: list[str], rounds: int, profile: Profile, serve: Sequence[str] | None
+) -> list[Row]:  # fmt: skip
+    """All rows; those of a slice are printed as soon as they are known. `serve` None: simulated alone."""
     found: dict[str, Runs] = {}
     rows: list[Row] = []
-    async with started(["--scheduler", names[0], *serve]) as server:
-        with TemporaryDirectory() as scratch:
-            token = Path(scratch) / "token"
-            token.touch(mode=0o600)
-            token.write_text(server.admin_token)
-            for name, traffic in slices.items():
-                found[name], decisions = await run_slice(server, token, traffic, names, rounds)
-                own = slice_rows(name, found[name], decisions)
-                show(own)
-                rows += own
+
+    def keep(name: str, runs: Runs, foretold: Runs, decisions: Mapping[str, list[Decisions]]) -> None:
+        found[name] = runs
+        own = slice_rows(name, runs, foretold, decisions)
+        show(own)
+        rows.extend(own)
+
+    if serve is None:
+        for name, traffic in slices.items():
+            foretold = simulated(traffic, names, rounds, profile)
+            keep(name, foretold, foretold, {})
+    else:
+        async with started(["--scheduler", names[0], *serve]) as server:
+            with TemporaryDirectory() as scratch:
+                token = Path(scratch) / "token"
+                token.touch(mode=0o600)
+                token.write_text(server.admin_token)
+                for name, traffic in slices.items():
+                    runs, decisions = await run_slice(server, token, traffic, names, rounds)
+                    keep(name, runs, simulated(traffic, names, rounds, profile), decisions)
     return rows + (mean_rows(found) if BUNDLE in names else [])
 
 
@@ -133,7 +181,11 @@ def show(rows: Sequence[Row]) -> None:
     """One line a row."""
     for row in rows:
         low, high = row.spread
-        print(f"  {row.name:52} {row.value:8,.1f} [{low:,.1f}, {high:,.1f}] {row.unit:10} {row.bar}", flush=True)
+        beside = f"{row.peer_value:8,.1f} {row.peer}" if row.peer_value is not None else ""
+        print(
+            f"  {row.name:52} {row.value:8,.1f} [{low:,.1f}, {high:,.1f}] {row.unit:10} {beside:18} {row.bar}",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -143,16 +195,19 @@ def main() -> None:
     parser.add_argument("--slices", default=",".join(SLICES), help="[%(default)s]")
     parser.add_argument("--schedulers", default=f"{BASE},{RULES},{BUNDLE}", help="[%(default)s]")
     parser.add_argument("--rounds", type=int, default=2, help="[%(default)s]")
+    parser.add_argument("--simulate", action="store_true", help="what the simulator foretells alone, on any machine")
     options = parser.parse_args()
     if unknown := [name for name in options.slices.split(",") if name not in SLICES]:
         parser.error(f"--slices: {unknown[0]!r} is not known; known are {', '.join(SLICES)}")
     slices = {name: SLICES[name] for name in options.slices.split(",")}
-    serve = ["--model", options.model, "--profile", options.profile, "--max-len", "16384"]
-    names = options.schedulers.split(",")
-    if options.quick or not torch.cuda.is_available():
+    names, profile = options.schedulers.split(","), load_profile(options.profile)
+    serve: list[str] | None = ["--model", options.model, "--profile", options.profile, "--max-len", str(LONGEST)]
+    if options.simulate:
+        serve = None
+    elif options.quick or not torch.cuda.is_available():
         slices, names, options.rounds = QUICK, [BASE, "flow-prefill", BUNDLE], 1
-        serve = ["--demo"]
-    rows = asyncio.run(run_slices(slices, names, options.rounds, serve))
+        serve, profile = ["--demo"], load_profile("cpu-tiny")
+    rows = asyncio.run(run_slices(slices, names, options.rounds, profile, serve))
     publish(rows, options.json, ["torch", "numba", "numpy"])
 
 
