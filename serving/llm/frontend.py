@@ -285,14 +285,14 @@ class Frontend:
         return min(left, self.limits.output_tokens) if one.max_new is None else one.max_new
 
     def _send(self, sequence: Sequence) -> None:
-        """Hand it to the engine; what it has waited already counts against its bound."""
+        """Hand it to the engine, its bounds less the margin; what it has waited already counts against the first."""
         assert self._host is not None
         sequence.tries += 1
-        waited = self.clock() - sequence.arrived_s
+        waited, told = self.clock() - sequence.arrived_s, 1.0 - self.limits.slo_margin
         columns = {
             **sequence.submit.columns,
-            "ttft_slo_s": max(sequence.ttft_slo_s - waited, 1e-3),
-            "tpot_slo_s": sequence.tpot_slo_s,
+            "ttft_slo_s": max(told * sequence.ttft_slo_s - waited, 1e-3),
+            "tpot_slo_s": told * sequence.tpot_slo_s,
         }
         self._host.send(replace(sequence.submit, columns=columns))
 

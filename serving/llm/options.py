@@ -84,6 +84,9 @@ class ServeLlm:
     policy_budget_ms: float = 20.0
     """What a policy may take for a decision; later, its fallback rule decides."""
 
+    slo_margin: float = 0.03
+    """Share of clients' bounds kept back from schedulers, for what their profile does not know."""
+
     most_faults: int = 10
     """Decisions that a policy may miss before it is not asked any more."""
 

@@ -43,6 +43,8 @@ class Limits:
         waiting_tokens: prompt tokens of these together.
         output_tokens: of one sequence, where a client asks for more or says nothing.
         backoff_s: before the engine is started for the second time in a row; doubles each time.
+        slo_margin: share of a client's bounds that schedulers are not told of. Profiles err by a few per cent, and the
+            way to the client takes its time: who plans up to the bound is late.
         stall_s: an engine that has requests and says nothing for so long is killed, and started again.
     """
 
@@ -51,6 +53,7 @@ class Limits:
     output_tokens: int = 16_384
     backoff_s: float = 1.0
     stall_s: float = 300.0
+    slo_margin: float = 0.03
 
     def __post_init__(self) -> None:
         if min(self.waiting, self.waiting_tokens, self.output_tokens) < 1 or self.backoff_s < 0 or self.stall_s <= 0:
@@ -58,6 +61,8 @@ class Limits:
                 f"limits of {self.waiting} waiting sequences (--max-waiting), {self.waiting_tokens} waiting tokens and "
                 f"{self.output_tokens} output tokens (--max-output) must be at least 1, and times not negative"
             )
+        if not 0 <= self.slo_margin < 1:
+            raise UsageError(f"--slo-margin {self.slo_margin:g} must be 0 or more and below 1")
 
 
 @dataclass(frozen=True, slots=True)

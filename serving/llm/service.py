@@ -49,7 +49,7 @@ async def opened(options: ServeLlm) -> AsyncIterator[Service]:
         max_bytes=options.max_request_mib * 2**20,
     )
     rates = RateLimits(options.requests_per_minute, options.tokens_per_minute, time.monotonic)
-    limits = Limits(waiting=options.max_waiting, output_tokens=options.max_output)
+    limits = Limits(waiting=options.max_waiting, output_tokens=options.max_output, slo_margin=options.slo_margin)
     name = name_of(options)
     frontend = Frontend(recipe_of(options), limits, LlmMetrics(name), time.monotonic)
     async with frontend:  # the engine loads the model while we load the tokenizer

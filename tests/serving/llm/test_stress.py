@@ -14,9 +14,12 @@ from typing import Any
 import httpx
 import pytest
 
+from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan
 from dispatchgym.serving.llm import schedulers
 from dispatchgym.serving.llm.access import RateLimits
+from dispatchgym.serving.llm.engine_host import EngineHost
+from dispatchgym.serving.llm.messages import Submit, ToEngine
 from dispatchgym.serving.llm.schedulers import Loaded
 from dispatchgym.serving.llm.sequences import Limits
 from dispatchgym.solvers.llm.vllm import Vllm
@@ -124,6 +127,23 @@ def test_a_deadline_cancels_a_request_that_waits_or_runs(stream: bool) -> None:
             assert (answer.status_code, answer.json()["error"]["code"]) == (408, "deadline_exceeded")
         live.gate.is_open.set()
         assert eventually(live.idle)
+
+
+def test_schedulers_are_told_of_bounds_less_a_margin(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Submit] = []
+    send = EngineHost.send
+
+    def listen(self: EngineHost, message: ToEngine) -> None:
+        told.extend([message] if isinstance(message, Submit) else [])
+        send(self, message)
+
+    monkeypatch.setattr(EngineHost, "send", listen)
+    with serving(limits=Limits(slo_margin=0.25)) as live:
+        assert ask(live, ttft_slo_ms=8e6, tpot_slo_ms=400).status_code == 200
+    assert told[0].columns["tpot_slo_s"] == pytest.approx(0.3)
+    assert 5900 < told[0].columns["ttft_slo_s"] <= 6000
+    with pytest.raises(UsageError, match="--slo-margin 1 must be"):
+        Limits(slo_margin=1.0)
 
 
 # --- the engine goes down ---
