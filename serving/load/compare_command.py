@@ -6,7 +6,8 @@ import asyncio
 import json
 import math
 import shlex
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -92,7 +93,11 @@ def main(argv: list[str]) -> int:
         make_writable(options.json.parent, 0)
     began = {"command": shlex.join(["dispatchgym", "compare", *argv]), **head()}
 
+    made: Mapping[str, list[LoadRun]] = {}
+
     def keep(runs: Mapping[str, list[LoadRun]], decisions: Mapping[str, list[Decisions]]) -> list[Row]:
+        nonlocal made
+        made = runs
         rows = compared({name: own for name, own in runs.items() if own})
         if options.json is not None:
             said = {
@@ -108,6 +113,7 @@ def main(argv: list[str]) -> int:
     rows, decisions = asyncio.run(run_all(options, names, err, keep))
     print_rows(rows, options, out)
     print_decisions(decisions, out)
+    print_answers(made, out)
     return 0
 
 
@@ -224,6 +230,15 @@ def print_decisions(decisions: Mapping[str, list[Decisions]], console: Console) 
         if slow or faults:
             said = f"{name}: a decision took {_number(max(slow, default=math.nan))} ms (p99, the slowest round)"
             console.print(said + (f", {faults} were left to its fallback rule" if faults else ""), markup=False)
+
+
+def print_answers(runs: Mapping[str, Sequence[LoadRun]], console: Console) -> None:
+    """How requests ended, where not all were answered whole."""
+    for name, own in runs.items():
+        ended = sum((Counter(run.statuses) for run in own), Counter[str]())
+        if set(ended) != {"200"}:
+            said = ", ".join(f"{status}: {count}" for status, count in ended.items())
+            console.print(f"{name}: of {ended.total()} answers {said}", markup=False)
 
 
 def _difference(row: Row, measure: str) -> str:

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import StringIO
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm.workload import Workload
@@ -241,6 +243,9 @@ def test_answers_that_are_not_whole_count_as_what_they_are() -> None:
     ]  # fmt: skip
     assert (found.metrics.finished, found.metrics.rejected, found.metrics.aborted) == (0, 1, 3)
     assert found.metrics.goodput_rps == 0
+    said = StringIO()
+    compare_command.print_answers({"odd": [found, found]}, Console(file=said))
+    assert said.getvalue() == "odd: of 8 answers 429: 2, broken: 6\n"
 
 
 def test_a_server_that_is_not_there_is_said_to_be_missing() -> None:
