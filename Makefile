@@ -103,7 +103,7 @@ tests: setup ## pytest without the slow tests (PYTEST_ARGS=... to choose)
 	@$(BIN)/pytest $(PYTEST_ARGS)
 
 test-gpu: ## the tests that need a GPU, with the python that sees it (GPU_PYTHON=...): kernels, captured steps, whole texts
-	@$(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider tests/serving/executor/gpu
+	@$(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider tests/serving/executor/gpu $(PYTEST_ARGS)
 
 bench-gpu: gpu-speed gpu-calibration gpu-fidelity gpu-ranking gpu-contests gpu-live ## every table of docs/results.md that needs a GPU, into out/gpu (GPU=cpu: a tiny model on a laptop)
 
