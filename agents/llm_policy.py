@@ -87,7 +87,7 @@ class ChoicePolicy:
         self._sight = sight = see(self._sight, view, self._spec)
         goes_on = self._interruptions.going_on(sight, view) if self.stops else None
         if goes_on is not None:
-            return Plan(grants=goes_on, interruptible=True)
+            return Plan(grants=goes_on, interruptible=self._interruptions.may_stop(sight))
         kind = self._plan(sight)
         h: Any = sight.head[0]
         if kind == WAIT:
@@ -99,7 +99,8 @@ class ChoicePolicy:
         grants[: int(h["decodes"]), 1] += draft_of(h, self._spec)
         may_stop = False
         if self.stops:
-            grants, may_stop = self._interruptions.fitted(grants, sight, view)
+            grants = self._interruptions.fitted(grants, sight, view)
+            may_stop = self._interruptions.may_stop(sight)
         hold = int(hold_of_plan(sight))
         everyone = int(h["decodes"]) == int(h["running"]) and len(view.waiting) == 0
         through = _FINISH if everyone and self._spec.profile.rebuild_s > 0 else _NOTHING_ELSE

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dispatchgym.envs.llm.state import NONE, State
-from dispatchgym.envs.llm.step_time import step_seconds
+from dispatchgym.envs.llm.step_time import runs_through, step_seconds
 from dispatchgym.envs.llm.steps import emit
 
 I32 = npt.NDArray[np.int32]
@@ -105,9 +105,12 @@ class SimulatedExecutor:
         s = self.state
         group = int(s.eng["group"][0])
         done = 0
-        seconds = float(step_seconds(s))
         if group != NONE:
             done, seconds = int(s.group["segments"][group]), float(s.group["left_s"][group])
+        else:
+            if runs_through(s):
+                interrupt_s = np.inf
+            seconds = float(step_seconds(s, interrupt_s < np.inf))
         rows = s.batch[: s.eng["batch"][0]]
         piece = seconds / (self.segments - done)
         if interrupt_s < seconds - piece:

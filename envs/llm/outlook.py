@@ -24,7 +24,7 @@ from dispatchgym.envs.llm.sight import (
     shortest_s,
     start_of,
 )
-from dispatchgym.envs.llm.state import BASE_S, HOST_S, PAIR_S, TOKEN_S, WEIGHTS_S, float64, int64
+from dispatchgym.envs.llm.state import BASE_S, F64, HOST_S, I64, PAIR_S, TOKEN_S, WEIGHTS_S, float64, int64
 
 PATIENCE, PATIENCE_STEPS = 20.0, 10_000.0
 """Who has waited for so many times its bound, and for so many of the shortest steps, is overdue."""
@@ -100,10 +100,11 @@ def has_turn(sight: Sight) -> bool:
 
 
 @compiled
-def made_late(sight: Sight, group: int, rest_s: float, margin: float) -> bool:
-    """Somebody outside a group could still be in time, but not behind `rest_s` and `margin` of the shortest steps, and
-    may go first: nobody in the group who would be in time if it went on is late then."""
+def made_late(sight: Sight, group: int, rest_s: float, margin: float, found: I64) -> int:
+    """How many outside a group could still be in time, but not behind `rest_s` and `margin` of the shortest steps, and
+    may go first: nobody in the group who would be in time if it went on is late then. Their ids begin `found`."""
     h = sight.head[0]
+    n = 0
     wait_s, room_s = rest_s + margin * shortest_s(sight), np.inf
     for k in range(h.running):
         if sight.n[GROUP, k] == group and sight.n[GENERATED, k] == 0:
@@ -114,5 +115,28 @@ def made_late(sight: Sight, group: int, rest_s: float, margin: float) -> bool:
         if k < h.running and sight.n[GROUP, k] == group:
             continue
         if 0.0 <= slack_s(sight, k) < wait_s and work_s(sight, k) <= room_s:
-            return True
-    return False
+            found[n] = sight.id[k]
+            n += 1
+    return n
+
+
+@compiled
+def note_newcomers(sight: Sight, since_s: float, spare_s: F64, count: int) -> int:
+    """Write the spare time that those had who came after `since_s` and wait for their first token, into a ring, shape
+    (n,): their bound less the time to read their prompt, below 0 for the hopeless. Returns how many came so far."""
+    h = sight.head[0]
+    for k in range(h.running, h.running + h.waiting):
+        if sight.f[ARRIVAL, k] > since_s and sight.n[GENERATED, k] == 0:
+            spare_s[count % len(spare_s)] = sight.f[TTFT, k] - work_s(sight, k)
+            count += 1
+    return count
+
+
+@compiled
+def share_in_danger(sight: Sight, spare_s: F64, rest_s: float, margin: float) -> float:
+    """Of those who came with this spare time, the share that would be late behind `rest_s` and `margin` of the shortest
+    steps, though not otherwise."""
+    wait_s, n = rest_s + margin * shortest_s(sight), 0
+    for spare in spare_s:
+        n += 1 if 0.0 <= spare < wait_s else 0
+    return n / max(len(spare_s), 1)

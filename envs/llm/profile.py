@@ -36,6 +36,11 @@ class Decoding:
     spread_s: float
 
 
+RUNS_THROUGH = 512
+"""Tokens up to which a captured pass that may be told to stop runs through all the same: op by op it would hardly have
+begun. One of more tokens is run op by op where it may be told to stop."""
+
+
 @dataclass(frozen=True, slots=True)
 class Captured:
     """Coefficients, of the same names as a profile's, of steps that are captured though they do more than decode.

@@ -13,6 +13,7 @@ import torch
 
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm.executor import Batch, StepResult
+from dispatchgym.envs.llm.profile import RUNS_THROUGH
 from dispatchgym.envs.llm.state import NONE
 from dispatchgym.serving.executor.device import HostCopy, Pace, to_device
 from dispatchgym.serving.executor.drafts import accepted, propose
@@ -32,10 +33,6 @@ from dispatchgym.serving.executor.weights import Model
 
 I32 = npt.NDArray[np.int32]
 Bool = npt.NDArray[np.bool_]
-
-SHORT = 512
-"""Tokens up to which a pass that may be told to pause runs through all the same, if it is captured: op by op it would
-hardly have begun."""
 
 _NO_GUESSES = np.zeros(0, np.int32)
 _NEWEST = -1  # in place of a token id: the newest of the slot
@@ -382,7 +379,7 @@ class TorchExecutor:
         may_pause = until < np.inf or has_arrived is not None
         if work.hidden is None and self._passes is not None:
             host = work.inputs.host
-            if not may_pause or len(host.ids) <= SHORT:
+            if not may_pause or len(host.ids) <= RUNS_THROUGH:
                 work.hidden = self._passes.run(host)
             if work.hidden is not None:
                 work.segment = self.model.spec.segments
