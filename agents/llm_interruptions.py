@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dispatchgym.envs.llm.columns import BRIEF
-from dispatchgym.envs.llm.outlook import made_late, note_newcomers, share_in_danger
+from dispatchgym.envs.llm.outlook import made_late, note_newcomers, chance_of_danger
 from dispatchgym.envs.llm.planning import step_of_plan
 from dispatchgym.envs.llm.policy import EngineView
 from dispatchgym.envs.llm.sight import Sight
@@ -27,7 +27,7 @@ NEWEST = 128
 """Of those who came last, so many stand for who comes next."""
 
 SELDOM = 0.05
-"""A step need not stop if no more of these would have been late behind it: stopping takes time, too."""
+"""Chance that the next to come would be late behind a step, up to which the step need not stop: that takes time, too."""
 
 
 class Interruptions:
@@ -46,14 +46,14 @@ class Interruptions:
         made_late(sight, -1, 0.0, BRIEF, np.empty(len(sight.id), np.int64))
         step_of_plan(sight)
         note_newcomers(sight, np.inf, np.empty(NEWEST), 0)
-        share_in_danger(sight, np.empty(NEWEST), 0.0, BRIEF)
+        chance_of_danger(sight, np.empty(NEWEST), 0.0, BRIEF)
 
     def may_stop(self, sight: Sight) -> bool:
         """The step that was planned, or goes on, should stop when somebody comes: who does could be late behind it."""
         if self._last is None:
             return False
         known = self._spare_s[: min(self._came, NEWEST)]
-        return len(known) == 0 or share_in_danger(sight, known, self._last[2], BRIEF) > SELDOM
+        return chance_of_danger(sight, known, self._last[2], BRIEF) > SELDOM
 
     def going_on(self, sight: Sight, view: EngineView) -> Grants | None:
         """A plan that goes on with a stopped step, or None if the choices decide. `sight` shows the view."""

@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--slices", default=",".join(SLICES), help="[%(default)s]")
     parser.add_argument("--schedulers", default=f"{BASE},{RULES},{BUNDLE}", help="[%(default)s]")
     parser.add_argument("--rounds", type=int, default=2, help="[%(default)s]")
-    parser.add_argument("--faster", type=int, default=1, help="rates and requests, times [%(default)s]")
+    parser.add_argument("--faster", type=float, default=1.0, help="rates and requests, times [%(default)s]")
     parser.add_argument("--simulate", action="store_true", help="what the simulator foretells alone, on any machine")
     options = parser.parse_args()
     if unknown := [name for name in options.slices.split(",") if name not in SLICES]:
@@ -203,12 +203,12 @@ def main() -> None:
     if options.faster < 1:
         parser.error(f"--faster must be at least 1, not {options.faster}")
     chosen, faster = {name: SLICES[name] for name in options.slices.split(",")}, options.faster
-    slices = {n: replace(t, rate=t.rate * faster, requests=t.requests * faster) for n, t in chosen.items()}
+    slices = {n: replace(t, rate=t.rate * faster, requests=int(t.requests * faster)) for n, t in chosen.items()}
     names, profile = options.schedulers.split(","), load_profile(options.profile)
     serve: list[str] | None = ["--model", options.model, "--profile", options.profile, "--max-len", str(LONGEST)]
     if options.simulate:
         serve = None
-    elif options.quick or not torch.cuda.is_available():
+    elif options.quick or not (torch.cuda.is_available() or __import__("os").environ.get("PACED")):
         slices, names, options.rounds = QUICK, [BASE, "flow-prefill", BUNDLE], 1
         serve, profile = ["--demo"], load_profile("cpu-tiny")
     rows = asyncio.run(run_slices(slices, names, options.rounds, profile, serve))

@@ -265,6 +265,7 @@ class Engine:
         *,
         hashes: I64 | None = None,
         grows: bool = False,
+        arrived_s: float = np.nan,
         **columns: float,
     ) -> int:
         """A request comes now; returns its number, which is free again after `release`.
@@ -272,6 +273,7 @@ class Engine:
         Args:
             hashes: of the prompt's blocks, of as many tokens as the engine's workload says; see Workload.
             grows: there will be hashes of the output, see `name_text`; those of the prompt are of whole blocks.
+            arrived_s: when it came, by the engine's clock, if that is some time ago; nan for now.
             columns: ttft_slo_s, tpot_slo_s, priority, tenant, session, program.
 
         Raises:
@@ -307,7 +309,8 @@ class Engine:
         q["hash_at"], q["hash_count"], q["hashed"] = int(e["hashes"]) - len(own), len(own), hashed
         q["serial"] = self._serial
         self._serial += 1
-        q["arrival_s"] = float(e["now"]) if self._clock is None else self._clock()
+        now = float(e["now"]) if self._clock is None else self._clock()
+        q["arrival_s"] = now if np.isnan(arrived_s) else min(arrived_s, now)
         q["ttft_slo_s"] = q["tpot_slo_s"] = np.inf
         for name in ("session", "program"):
             q[name] = NONE

@@ -133,10 +133,10 @@ def note_newcomers(sight: Sight, since_s: float, spare_s: F64, count: int) -> in
 
 
 @compiled
-def share_in_danger(sight: Sight, spare_s: F64, rest_s: float, margin: float) -> float:
-    """Of those who came with this spare time, the share that would be late behind `rest_s` and `margin` of the shortest
-    steps, though not otherwise."""
+def chance_of_danger(sight: Sight, spare_s: F64, rest_s: float, margin: float) -> float:
+    """That the next to come would be late behind `rest_s` and `margin` of the shortest steps, though not otherwise,
+    judging by those who came with this spare time: Laplace's rule of succession."""
     wait_s, n = rest_s + margin * shortest_s(sight), 0
     for spare in spare_s:
         n += 1 if 0.0 <= spare < wait_s else 0
-    return n / max(len(spare_s), 1)
+    return (n + 1) / (len(spare_s) + 2)

@@ -44,12 +44,17 @@ class Asking:
         self._deadline_s = deadline_s
 
     async def ask(
-        self, form: CompletionRequest | ChatRequest, headers: Mapping[str, str], tenant: str | None
+        self,
+        form: CompletionRequest | ChatRequest,
+        headers: Mapping[str, str],
+        tenant: str | None,
+        arrived_s: float | None = None,
     ) -> Generation:
         """Queue a request.
 
         Args:
             tenant: whose key it came with, None where none was demanded.
+            arrived_s: when it came, by the frontend's clock; None for now.
 
         Raises:
             RequestError: something that the model or the engine cannot do. BusyError, UnavailableError: not now.
@@ -76,7 +81,9 @@ class Asking:
         if wait_s > 0:
             self.frontend.metrics.turned_away("rate")
             raise BusyError(f"tenant {whose}: the rate limit of {self._rates} is reached", wait_s)
-        group = self.frontend.submit(wanted, whose, _columns(wishes, whose), wishes.ttft_slo_s, wishes.tpot_slo_s)
+        group = self.frontend.submit(
+            wanted, whose, _columns(wishes, whose), wishes.ttft_slo_s, wishes.tpot_slo_s, arrived_s
+        )
         deadline_s = self._deadline_s if wishes.deadline_s is None else wishes.deadline_s
         return Generation(self.frontend, self.language, group, count, stops, deadline_s)
 

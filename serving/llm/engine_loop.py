@@ -212,8 +212,9 @@ class EngineLoop:
     def _submit(self, message: Submit) -> None:
         try:
             number = self.engine.submit(
-                len(message.prompt), message.max_new, hashes=message.hashes, grows=True, **message.columns
-            )
+                len(message.prompt), message.max_new, hashes=message.hashes, grows=True, arrived_s=message.arrived_s,
+                **message.columns,
+            )  # fmt: skip
         except UsageError as error:
             self._connection.send(Refused(message.key, str(error)))
             return
@@ -310,8 +311,9 @@ class EngineLoop:
         return 0.0 if ran else max(0.0, engine.wait_until_s - self._clock())
 
     def _gather(self, rows: Any) -> tuple[list[int], list[Output]]:
-        """Keys of sequences that ran for the first time, and what came out; those that have ended are forgotten."""
-        started, outputs = [], []
+        """Keys of sequences that ran for the first time, and what came out, first tokens first, for those are waited
+        for most; sequences that have ended are forgotten."""
+        started, first, outputs = [], [], []
         for number, emitted in zip(rows["request"].tolist(), rows["emitted"].tolist(), strict=True):
             sequence = self._sequences[number]
             if not sequence.has_started:
@@ -320,7 +322,8 @@ class EngineLoop:
                 sequence.cached = min(int(q["cached"]), int(q["prompt"]))  # not what it finds again, once preempted
                 started.append(sequence.key)
             if emitted:
-                outputs.append(self._output(number, sequence))
+                (outputs if sequence.sent else first).append(self._output(number, sequence))
+        outputs = first + outputs
         self._name_texts(rows["request"])
         s = self.engine.state
         if int(s.eng["ended"][0]) > int(s.eng["num"][0]) - len(self._sequences):

@@ -221,9 +221,15 @@ class Frontend:
     # --- requests ---
 
     def submit(
-        self, wanted: list[Wanted], tenant: str, columns: Mapping[str, float], ttft_slo_s: float, tpot_slo_s: float
+        self,
+        wanted: list[Wanted],
+        tenant: str,
+        columns: Mapping[str, float],
+        ttft_slo_s: float,
+        tpot_slo_s: float,
+        arrived_s: float | None = None,
     ) -> Group:
-        """Queue the sequences of a request; all of them, or none.
+        """Queue the sequences of a request that came at `arrived_s` (None: now); all of them, or none.
 
         Raises:
             BusyError: too much is waiting. UnavailableError: nothing is taken any more.
@@ -245,8 +251,9 @@ class Frontend:
         ):
             self.metrics.turned_away("queue")
             raise BusyError(f"{self._waiting} sequences are waiting already", self._retry_after_s())
-        group = Group()
+        group, told = Group(), 1.0 - self.limits.slo_margin
         now = self.clock()
+        arrived_s = now if arrived_s is None else arrived_s
         if not self._sequences:
             self._heard_s = now  # an engine without work says nothing
         for index, (one, size) in enumerate(zip(wanted, sizes, strict=True)):
@@ -258,9 +265,10 @@ class Frontend:
                 sampling=replace(one.sampling, max_new=size),
                 hashes=hashes,
                 chain=chain,
-                columns=columns,
+                columns={**columns, "ttft_slo_s": told * ttft_slo_s, "tpot_slo_s": told * tpot_slo_s},
+                arrived_s=arrived_s,
             )
-            sequence = Sequence(submit, group, index, tenant, ttft_slo_s, tpot_slo_s, now)
+            sequence = Sequence(submit, group, index, tenant, ttft_slo_s, tpot_slo_s, arrived_s)
             group.sequences.append(sequence)
             self._sequences[submit.key] = sequence
             self._waiting += 1
@@ -285,16 +293,10 @@ class Frontend:
         return min(left, self.limits.output_tokens) if one.max_new is None else one.max_new
 
     def _send(self, sequence: Sequence) -> None:
-        """Hand it to the engine, its bounds less the margin; what it has waited already counts against the first."""
+        """Hand it to the engine."""
         assert self._host is not None
         sequence.tries += 1
-        waited, told = self.clock() - sequence.arrived_s, 1.0 - self.limits.slo_margin
-        columns = {
-            **sequence.submit.columns,
-            "ttft_slo_s": max(told * sequence.ttft_slo_s - waited, 1e-3),
-            "tpot_slo_s": told * sequence.tpot_slo_s,
-        }
-        self._host.send(replace(sequence.submit, columns=columns))
+        self._host.send(sequence.submit)
 
     def cancel(self, group: Group) -> None:
         """Nobody waits for the group's sequences any more; what they hold comes free."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ class Submit:
         max_new: most output tokens.
         hashes: one a whole block of the prompt; see Workload. chain: what its next block is hashed with.
         columns: of the request as schedulers see it: ttft_slo_s, tpot_slo_s, priority, tenant, session, program.
+        arrived_s: when the server got the request, by the system's monotonic clock: its bounds count from then, though
+            the engine takes requests between steps alone. nan for now.
     """
 
     key: int
@@ -36,6 +39,7 @@ class Submit:
     hashes: I64
     chain: bytes
     columns: Mapping[str, float]
+    arrived_s: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)

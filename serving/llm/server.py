@@ -66,11 +66,13 @@ def build_app(asking: Asking, admin: SchedulerAdmin, gate: LlmGate) -> App:
         return _json(error_body(error.status_code, str(error.detail)), error.status_code, dict(error.headers or {}))
 
     async def complete(request: Request, form: type[CompletionRequest] | type[ChatRequest]) -> Response:
-        asked = read(form, await request.body())
+        body = await request.body()
+        arrived_s = frontend.clock()
+        asked = read(form, body)
         if asked.model != model:
             raise HTTPException(404, f"this server serves the model {model!r}; GET /v1/models lists it")
         is_chat = isinstance(asked, ChatRequest)
-        generation = await asking.ask(asked, request.headers, request.scope.get("state", {}).get("tenant"))
+        generation = await asking.ask(asked, request.headers, request.scope.get("state", {}).get("tenant"), arrived_s)
         key = ("chatcmpl-" if is_chat else "cmpl-") + secrets.token_hex(12)
         wants_logprobs = asked.logprobs is not None and asked.logprobs is not False
         answers = Answers(language, key, int(time.time()), model, chat=is_chat, wants_logprobs=wants_logprobs)

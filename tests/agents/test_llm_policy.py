@@ -19,7 +19,7 @@ from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.graph import COLUMNS, MERIT
 from dispatchgym.envs.llm.outlook import PATIENCE_STEPS, TURNS
 from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan
-from dispatchgym.envs.llm.profile import Profile
+from dispatchgym.envs.llm.profile import Profile, load_profile
 from dispatchgym.envs.llm.record import FINISHED
 from dispatchgym.envs.llm.simulate import simulate
 from dispatchgym.envs.llm.workload import Workload
@@ -53,6 +53,46 @@ def test_a_step_stops_for_who_would_be_late_and_for_nobody_else(ttft_s: float, f
     assert record.requests.first_token_s == pytest.approx(first)
     unstopped = simulate(two(ttft_s), ChoicePolicy(stops=False), ROOMY, ROUNDS, strict=True)
     assert unstopped.requests.first_token_s == pytest.approx([1.01, 1.04])
+
+
+class Watched(ChoicePolicy):
+    """Notes, of every plan, when it was made, who runs, and whether the step may stop; and how many are stopped."""
+
+    def reset(self, spec: EngineSpec, seed: int) -> None:
+        super().reset(spec, seed)
+        self.plans: list[tuple[float, list[int], bool]] = []
+        self.stopped: list[int] = []
+
+    def decide(self, view: EngineView) -> Plan:
+        made = super().decide(view)
+        group = view.running.group
+        self.stopped.append(len(np.unique(group[group >= 0])))
+        self.plans.append((view.now_s, np.asarray(made.grants)[:, 0].tolist(), made.interruptible))
+        return made
+
+
+@pytest.mark.parametrize(("bound_s", "stops"), [(5.0, False), (0.2, True)])
+def test_a_step_may_stop_only_if_somebody_like_those_before_could_be_late(bound_s: float, stops: bool) -> None:
+    # Forty of 20 tokens (0.03 s each), one at a time; then a long one of 1.01 s: longer than some had to spare.
+    before = 40
+    workload = Workload(
+        arrival_s=np.arange(before + 1.0), prompt_tokens=np.array([20] * before + [1000]),
+        output_tokens=np.ones(before + 1, np.int64), ttft_slo_s=np.array([bound_s] * before + [10.0]),
+    )  # fmt: skip
+    policy = Watched()
+    simulate(workload, policy, ROOMY, ROUNDS, strict=True)
+    assert policy.plans[0][2]  # nobody is known as yet
+    assert policy.plans[-1][1:] == ([before], stops)
+
+
+def test_steps_are_not_begun_stopped_and_left_one_after_the_other() -> None:
+    # Twice what the engine can serve: somebody is always in danger, and what the choices prefer need not help them.
+    profile = load_profile("torch-h200-8b")
+    workload = load("laps", requests=1600, rate_per_s=240, seed=101, parameters={"prefill_only": True})
+    engine = EngineConfig(kv_blocks=profile.kv_tokens // 16, max_len=16_384)
+    policy = Watched()
+    simulate(workload, policy, engine, profile)
+    assert max(policy.stopped) <= 4
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -189,9 +189,9 @@ def test_scheduling_fields_come_by_body_or_header_and_bound_the_request(
     seen = []
     before = live.frontend.submit
 
-    def look(wanted: Any, tenant: str, columns: Any, ttft: float, tpot: float) -> Any:
+    def look(wanted: Any, tenant: str, columns: Any, ttft: float, tpot: float, arrived_s: float) -> Any:
         seen.append((tenant, columns["priority"], columns["session"], columns["program"], ttft, tpot))
-        return before(wanted, tenant, columns, ttft, tpot)
+        return before(wanted, tenant, columns, ttft, tpot, arrived_s)
 
     live.frontend.submit = look  # type: ignore[method-assign]
     try:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,11 +16,13 @@ import httpx
 import pytest
 
 from dispatchgym.envs.api import UsageError
+from dispatchgym.envs.llm.engine import Engine
 from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan
 from dispatchgym.serving.llm import schedulers
 from dispatchgym.serving.llm.access import RateLimits
 from dispatchgym.serving.llm.engine_host import EngineHost
-from dispatchgym.serving.llm.messages import Submit, ToEngine
+from dispatchgym.serving.llm.frontend import Frontend
+from dispatchgym.serving.llm.messages import Step, Submit, ToEngine
 from dispatchgym.serving.llm.schedulers import Loaded
 from dispatchgym.serving.llm.sequences import Limits
 from dispatchgym.solvers.llm.vllm import Vllm
@@ -141,9 +144,53 @@ def test_schedulers_are_told_of_bounds_less_a_margin(monkeypatch: pytest.MonkeyP
     with serving(limits=Limits(slo_margin=0.25)) as live:
         assert ask(live, ttft_slo_ms=8e6, tpot_slo_ms=400).status_code == 200
     assert told[0].columns["tpot_slo_s"] == pytest.approx(0.3)
-    assert 5900 < told[0].columns["ttft_slo_s"] <= 6000
+    assert told[0].columns["ttft_slo_s"] == pytest.approx(6000)
     with pytest.raises(UsageError, match="--slo-margin 1 must be"):
         Limits(slo_margin=1.0)
+
+
+def test_bounds_count_from_when_the_server_got_a_request_not_from_when_the_engine_had_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[float, float]] = []
+    submit = Engine.submit
+
+    def look(self: Engine, *lengths: int, **more: Any) -> int:
+        number = submit(self, *lengths, **more)
+        seen.append((time.monotonic(), float(self.state.req["arrival_s"][number])))
+        return number
+
+    monkeypatch.setattr(Engine, "submit", look)
+    with serving() as live:
+        live.gate.is_open.clear()
+        with asking(live, 1), ThreadPoolExecutor(1) as second:
+            assert eventually(lambda: len(seen) == 1)
+            came_s = time.monotonic()
+            answer = second.submit(ask, live)
+            assert eventually(lambda: live.frontend.num_waiting == 2)
+            known_s = time.monotonic()
+            time.sleep(0.3)  # in the middle of a step
+            live.gate.is_open.set()
+            assert answer.result().status_code == 200
+    taken_s, arrived_s = seen[1]
+    assert came_s <= arrived_s <= known_s <= taken_s - 0.3
+
+
+def test_first_tokens_are_told_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[list[int]] = []
+    step = Frontend._step
+
+    def look(self: Frontend, message: Step) -> None:
+        steps.append([self._sequences[o.key].generated for o in message.outputs if o.key in self._sequences])
+        step(self, message)
+
+    monkeypatch.setattr(Frontend, "_step", look)
+    with serving(engine={"step_s": 0.01}) as live, asking(live, 1, max_tokens=100) as answers:
+        assert eventually(lambda: len(steps) > 3)
+        assert ask(live).status_code == 200
+        assert answers[0].result().status_code == 200
+    assert any(len(generated) == 2 and generated[0] == 0 for generated in steps)
+    assert all(not any(generated[: generated.count(0)]) for generated in steps)
 
 
 # --- the engine goes down ---
