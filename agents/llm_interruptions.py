@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dispatchgym.envs.llm.columns import BRIEF
-from dispatchgym.envs.llm.outlook import made_late, note_newcomers, chance_of_danger
+from dispatchgym.envs.llm.outlook import chance_of_danger, made_late, note_newcomers
 from dispatchgym.envs.llm.planning import step_of_plan
 from dispatchgym.envs.llm.policy import EngineView
 from dispatchgym.envs.llm.sight import Sight
@@ -27,7 +27,7 @@ NEWEST = 128
 """Of those who came last, so many stand for who comes next."""
 
 SELDOM = 0.05
-"""Chance that the next to come would be late behind a step, up to which the step need not stop: that takes time, too."""
+"""Chance that the next to come would be late behind a step, up to which it need not stop: that takes time, too."""
 
 
 class Interruptions:

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from harness.rows import Measured, Row, arguments, publish
+from harness.rows import Measured, Row, arguments, publish, write_rows
 from rich.console import Console
 
 from dispatchgym.agents.simulation.names import scheduler
@@ -38,15 +38,14 @@ BUNDLE, BASE = "bundle:llm-engine", "vllm"
 RULES = "flow-prefill,laps,sarathi,past-future,mc-sf+lengths=max,menu"
 
 SHORT = Traffic(prompts="ids", longest_prompt=12_000, longest_output=200)
+LAPS = replace(SHORT, trace="laps", set=("prefill_only=True",), rate=120, requests=780)
+FLOW = replace(SHORT, trace="flow-prefill", rate=18, requests=117)
+CONV = replace(SHORT, trace="azure-2023-conv", rate=31, requests=201, ttft_slo=0.5, tpot_slo=0.05)
 CODE = replace(SHORT, trace="azure-2023-code", ttft_slo=1.0, tpot_slo=0.05)
 SLICES = {
-    "laps-120": replace(SHORT, trace="laps", set=("prefill_only=True",), seed=101, rate=120, requests=780),
-    "flow-18": replace(SHORT, trace="flow-prefill", seed=101, rate=18, requests=117),
-    "conv-31": replace(
-        SHORT, trace="azure-2023-conv", skip=4000, rate=31, requests=201, ttft_slo=0.5, tpot_slo=0.05
-    ),
+    "laps-120": replace(LAPS, seed=101), "flow-18": replace(FLOW, seed=101), "conv-31": replace(CONV, skip=4000),
     "code-9": replace(CODE, skip=2000, rate=9, requests=58),
-    "flow-18-b": replace(SHORT, trace="flow-prefill", seed=103, rate=18, requests=117),
+    "laps-120-b": replace(LAPS, seed=103), "flow-18-b": replace(FLOW, seed=103), "conv-31-b": replace(CONV, skip=4600),
     "code-11": replace(CODE, skip=2600, rate=11, requests=72),
 }  # fmt: skip
 """By traffic and requests a second: rates at which one H200 with an 8B model serves about half of them in time under
@@ -58,6 +57,8 @@ QUICK = {
 }
 
 Runs = Mapping[str, Sequence[LoadRun]]
+LIBRARIES = ("torch", "numba", "numpy")
+
 LONGEST = 16_384
 """Tokens of a text that the server takes."""
 
@@ -124,7 +125,7 @@ def slice_rows(name: str, runs: Runs, foretold: Runs, decisions: Mapping[str, li
         peer, peer_value = ("simulator", expected[who].value) if runs is not foretold else (None, None)
         rows.append(Row(f"{name}, {who}", live[who].value, "requests/s", live[who].spread, peer, peer_value, said))
     rules = [who for who in runs if who != BUNDLE]
-    if BUNDLE in runs:
+    if BUNDLE in runs and rules:
         best = max(rules, key=lambda who: live[who].value)
         for base in rules:
             value, interval = gain(runs, BUNDLE, base)
@@ -138,6 +139,8 @@ def slice_rows(name: str, runs: Runs, foretold: Runs, decisions: Mapping[str, li
 def mean_rows(slices: Mapping[str, Runs]) -> list[Row]:
     """The bundle's mean gain over the slices: over vllm, over the best single rule, over each slice's best rule."""
     rules = [who for who in next(iter(slices.values())) if who != BUNDLE]
+    if not rules:
+        return []
     gains = {base: [gain(runs, BUNDLE, base)[0] for runs in slices.values()] for base in rules}
     single = min(rules, key=lambda base: np.mean(gains[base]))
     best = [min(each) for each in zip(*gains.values(), strict=True)]
@@ -149,9 +152,11 @@ def mean_rows(slices: Mapping[str, Runs]) -> list[Row]:
 
 
 async def run_slices(
-    slices: Mapping[str, Traffic], names: list[str], rounds: int, profile: Profile, serve: Sequence[str] | None
+    slices: Mapping[str, Traffic], names: list[str], rounds: int, profile: Profile, serve: Sequence[str] | None,
+    json: Path | None,
 ) -> list[Row]:  # fmt: skip
-    """All rows; those of a slice are printed as soon as they are known. `serve` None: simulated alone."""
+    """All rows; those of a slice are printed, and written to `json`, as soon as they are known. `serve` None: simulated
+    alone."""
     found: dict[str, Runs] = {}
     rows: list[Row] = []
 
@@ -160,6 +165,8 @@ async def run_slices(
         own = slice_rows(name, runs, foretold, decisions)
         show(own)
         rows.extend(own)
+        if json is not None:
+            write_rows(rows, json, LIBRARIES)
 
     if serve is None:
         for name, traffic in slices.items():
@@ -195,24 +202,31 @@ def main() -> None:
     parser.add_argument("--slices", default=",".join(SLICES), help="[%(default)s]")
     parser.add_argument("--schedulers", default=f"{BASE},{RULES},{BUNDLE}", help="[%(default)s]")
     parser.add_argument("--rounds", type=int, default=2, help="[%(default)s]")
-    parser.add_argument("--faster", type=float, default=1.0, help="rates and requests, times [%(default)s]")
+    parser.add_argument(
+        "--faster", type=float, nargs="+", default=[1.0], help="every slice at its rate times each of these [1]"
+    )
     parser.add_argument("--simulate", action="store_true", help="what the simulator foretells alone, on any machine")
     options = parser.parse_args()
     if unknown := [name for name in options.slices.split(",") if name not in SLICES]:
         parser.error(f"--slices: {unknown[0]!r} is not known; known are {', '.join(SLICES)}")
-    if options.faster < 1:
-        parser.error(f"--faster must be at least 1, not {options.faster}")
-    chosen, faster = {name: SLICES[name] for name in options.slices.split(",")}, options.faster
-    slices = {n: replace(t, rate=t.rate * faster, requests=int(t.requests * faster)) for n, t in chosen.items()}
+    if wrong := [factor for factor in options.faster if not 0 < factor < np.inf]:
+        parser.error(f"--faster must be above 0, not {wrong[0]:g}")
+    slices = {
+        name if factor == 1 else f"{name} x{factor:g}": replace(
+            SLICES[name], rate=factor * (SLICES[name].rate or 0.0), requests=int(factor * SLICES[name].requests)
+        )
+        for factor in options.faster
+        for name in options.slices.split(",")
+    }
     names, profile = options.schedulers.split(","), load_profile(options.profile)
     serve: list[str] | None = ["--model", options.model, "--profile", options.profile, "--max-len", str(LONGEST)]
     if options.simulate:
         serve = None
-    elif options.quick or not (torch.cuda.is_available() or __import__("os").environ.get("PACED")):
+    elif options.quick or not torch.cuda.is_available():
         slices, names, options.rounds = QUICK, [BASE, "flow-prefill", BUNDLE], 1
         serve, profile = ["--demo"], load_profile("cpu-tiny")
-    rows = asyncio.run(run_slices(slices, names, options.rounds, profile, serve))
-    publish(rows, options.json, ["torch", "numba", "numpy"])
+    rows = asyncio.run(run_slices(slices, names, options.rounds, profile, serve, options.json))
+    publish(rows, options.json, LIBRARIES)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,12 @@ def publish(rows: Sequence[Row], file: Path | None, packages: Sequence[str]) -> 
         low, high = r.spread
         print(f"{r.name:{width}}  {r.value:12,.1f} {low:12,.1f} {high:12,.1f}  {r.unit:14} {peer:40} {r.bar}")
     if file is not None:
-        shared = {"command": " ".join(["python", *sys.argv]), "machine": machine(), "versions": versions(*packages)}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps([{**asdict(r), **shared} for r in rows], indent=1) + "\n")
+        write_rows(rows, file, packages)
         print(f"rows: {file}")
+
+
+def write_rows(rows: Sequence[Row], file: Path, packages: Sequence[str]) -> None:
+    """Write the rows, each with the command, the machine and the versions."""
+    shared = {"command": " ".join(["python", *sys.argv]), "machine": machine(), "versions": versions(*packages)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps([{**asdict(r), **shared} for r in rows], indent=1) + "\n")

@@ -313,7 +313,9 @@ class EngineLoop:
     def _gather(self, rows: Any) -> tuple[list[int], list[Output]]:
         """Keys of sequences that ran for the first time, and what came out, first tokens first, for those are waited
         for most; sequences that have ended are forgotten."""
-        started, first, outputs = [], [], []
+        started: list[int] = []
+        first: list[Output] = []
+        outputs: list[Output] = []
         for number, emitted in zip(rows["request"].tolist(), rows["emitted"].tolist(), strict=True):
             sequence = self._sequences[number]
             if not sequence.has_started:
