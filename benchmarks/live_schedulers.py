@@ -4,7 +4,8 @@ One `dispatchgym serve llm` runs all of it; on each slice every scheduler gets t
 times, each round with another draw or the next stretch of the trace. A scheduler's spread is that of its rounds. Then
 the bundle's gain over vllm, over each rule, and over the best rule of the slice: a 95 % interval over windows of a
 tenth of a round, paired. Beside each scheduler's goodput, and the bundle's gain, what the simulator foretells for these
-rounds by the profile. The recorded traces need DISPATCHGYM_DATA. Without a GPU, and with --quick, a tiny model answers
+rounds by the profile. The recorded traces need DISPATCHGYM_DATA. `--model paced:torch-h200-8b` puts a clock in the
+model's place: the server and its clients are real, and need no GPU. Without one, and with --quick, a tiny model answers
 a few short requests on the CPU; --simulate leaves the server away altogether.
 """
 
@@ -222,7 +223,7 @@ def main() -> None:
     serve: list[str] | None = ["--model", options.model, "--profile", options.profile, "--max-len", str(LONGEST)]
     if options.simulate:
         serve = None
-    elif options.quick or not torch.cuda.is_available():
+    elif options.quick or not (torch.cuda.is_available() or options.model.startswith("paced:")):
         slices, names, options.rounds = QUICK, [BASE, "flow-prefill", BUNDLE], 1
         serve, profile = ["--demo"], load_profile("cpu-tiny")
     rows = asyncio.run(run_slices(slices, names, options.rounds, profile, serve, options.json))

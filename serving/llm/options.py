@@ -14,7 +14,7 @@ from dispatchgym.serving.llm.schedulers import load_scheduler
 DEMO = "demo"
 DEMO_BLOCKS = 2048
 """Of the demo's pool, where nobody says: few enough to be filled by a little traffic."""
-RANDOM = "random:"
+RANDOM, PACED = "random:", "paced:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,8 @@ class ServeLlm:
 
     model: str = ""
     """Folder of the model (config.json, safetensors, tokenizer), or random:1b, random:8b: random weights of that size,
-    whose text means nothing, for measuring."""
+    whose text means nothing, for measuring; or paced:PROFILE: no model at all, answers that take as long as the profile
+    says, to try schedulers and clients without a GPU."""
 
     demo: bool = False
     """Serve a tiny model with random weights on the CPU, under the name demo: its text means nothing."""
@@ -134,7 +135,9 @@ def check(options: ServeLlm) -> None:
         raise UsageError("give either --model DIR or --demo")
     if options.model.startswith(RANDOM):
         random_vocabulary(options.model)
-    elif options.model and not (Path(options.model) / "config.json").is_file():
+    elif options.model.startswith(PACED):
+        load_profile(options.model.removeprefix(PACED))
+    elif is_folder(options.model) and not (Path(options.model) / "config.json").is_file():
         raise UsageError(f"--model {options.model}: holds no config.json; give the folder of a model")
     if not 0.1 <= options.policy_budget_ms <= 60_000:
         raise UsageError(f"--policy-budget-ms {options.policy_budget_ms:g} must be 0.1 to 60000")
@@ -157,11 +160,14 @@ def check(options: ServeLlm) -> None:
 
 def recipe_of(options: ServeLlm) -> Recipe:
     """How the engine's process builds it."""
+    paced = options.model.startswith(PACED)
+    of_model = (
+        {"paced": options.model.removeprefix(PACED)} if paced else {"model": options.model, "device": options.device}
+    )
     return Recipe(
-        build="dispatchgym.serving.llm.model:build_engine",
+        build=f"dispatchgym.serving.llm.model:{'build_paced_engine' if paced else 'build_engine'}",
         arguments={
-            "model": options.model,
-            "device": options.device,
+            **of_model,
             "profile": options.profile,
             "kv_blocks": options.kv_blocks or (DEMO_BLOCKS if options.demo else 0),
             "host_blocks": options.host_blocks,
@@ -183,7 +189,12 @@ def name_of(options: ServeLlm) -> str:
     if options.served_name or options.demo:
         return options.served_name or DEMO
     model = options.model
-    return model.replace(":", "-") if model.startswith(RANDOM) else Path(model).resolve().name
+    return model.replace(":", "-") if not is_folder(model) else Path(model).resolve().name
+
+
+def is_folder(model: str) -> bool:
+    """It is read from a folder, tokenizer and all."""
+    return bool(model) and not model.startswith((RANDOM, PACED))
 
 
 def random_vocabulary(model: str) -> int:

@@ -16,7 +16,7 @@ from dispatchgym.serving.llm.admin import SchedulerAdmin
 from dispatchgym.serving.llm.asking import Asking
 from dispatchgym.serving.llm.frontend import Frontend
 from dispatchgym.serving.llm.metrics import LlmMetrics
-from dispatchgym.serving.llm.options import RANDOM, ServeLlm, name_of, random_vocabulary, recipe_of
+from dispatchgym.serving.llm.options import RANDOM, ServeLlm, is_folder, name_of, random_vocabulary, recipe_of
 from dispatchgym.serving.llm.sequences import Limits
 from dispatchgym.serving.llm.server import build_app
 from dispatchgym.serving.llm.texts import Language
@@ -61,11 +61,11 @@ async def opened(options: ServeLlm) -> AsyncIterator[Service]:
 
 def _language(options: ServeLlm) -> Language:
     """The tokenizer of the model; of random weights, one made here, beside the engine that makes these."""
-    if options.model and not options.model.startswith(RANDOM):
+    if is_folder(options.model):
         return Language(Path(options.model))
     from dispatchgym.serving.executor.byte_tokenizer import byte_tokenizer
 
-    vocabulary = random_vocabulary(options.model) if options.model else 0
+    vocabulary = random_vocabulary(options.model) if options.model.startswith(RANDOM) else 0
     with TemporaryDirectory(prefix="dispatchgym-tokenizer-") as scratch:
         byte_tokenizer(vocabulary).save_pretrained(scratch)
         return Language(Path(scratch))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,8 +76,8 @@ class Traffic:
 
     @property
     def style(self) -> Style:
-        """How requests are put."""
-        return Style(self.chat, self.prompts, self.vocabulary, self.ignore_eos)
+        """How requests are put. Each time with other texts, for a server remembers the prompts of earlier runs."""
+        return Style(self.chat, self.prompts, self.vocabulary, self.ignore_eos, secrets.randbits(62))
 
     @property
     def api_key(self) -> str:

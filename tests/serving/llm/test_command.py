@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -26,6 +27,7 @@ from dispatchgym.serving.llm.metrics import LlmMetrics
 from dispatchgym.serving.llm.model import demo_model
 from dispatchgym.serving.llm.options import ServeLlm, check
 from dispatchgym.serving.llm.sequences import Limits
+from dispatchgym.serving.load.servers import started
 from tests.serving.llm.live import eventually
 
 DEMO = ServeLlm(demo=True)
@@ -38,6 +40,7 @@ DEMO = ServeLlm(demo=True)
         (ServeLlm(demo=True, model="x"), "--model DIR or --demo"),
         (ServeLlm(model="/nowhere"), "config.json"),
         (ServeLlm(model="random:9b"), "known are: 1b"),
+        (ServeLlm(model="paced:h200-9b"), "did you mean 'h200-8b'"),
         (replace(DEMO, scheduler="sarathy"), "did you mean 'sarathi'"),
         (replace(DEMO, scheduler="mc-sf"), "true output lengths"),
         (replace(DEMO, host="0.0.0.0"), "--api-keys"),
@@ -191,3 +194,16 @@ def test_told_to_end_it_finishes_what_is_under_way_and_ends_well(
     last = json.loads([line for line in answers if line.startswith("data: {")][-1][6:])
     assert last["choices"][0]["finish_reason"] == "length"
     assert eventually(lambda: len(list(folder.glob("transitions-*.npz"))) >= 1)  # what was open is written
+
+
+def test_a_clock_in_place_of_a_model_answers_as_servers_do() -> None:
+    async def go() -> list[dict[str, Any]]:
+        async with started(["--model", "paced:torch-h200-1b", "--scheduler", "bundle:llm-engine"]) as server:
+            body = {"model": "paced-torch-h200-1b", "prompt": "x" * 3000, "max_tokens": 30, "ttft_slo_ms": 1000}
+            async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+                answers = await asyncio.gather(*(http.post("/v1/completions", json=body) for _ in range(8)))
+            return [answer.json() for answer in answers]
+
+    for answer in asyncio.run(go()):
+        assert answer["choices"][0]["text"] == "abcdefghijklmnopqrstuvwxyzabcd"
+        assert answer["usage"]["completion_tokens"] == 30

@@ -61,6 +61,12 @@ def test_prompts_have_the_token_counts_and_shared_beginnings_of_the_trace() -> N
     assert text_of(work, 0, ruler, salt=1)[:32] != texts[0][:32]
 
 
+def test_every_run_has_texts_of_its_own() -> None:
+    traffic = Traffic()
+    assert traffic.style.salt != traffic.style.salt
+    assert replace(traffic.style, salt=0) == replace(traffic.style, salt=0)
+
+
 def test_a_server_that_counts_otherwise_is_followed() -> None:
     ruler = ruler_from(WORDS, (24, 24 * 3 + 2), (96, 96 * 3 + 2))  # three tokens a word, and two besides
     assert (ruler.per_piece, ruler.extra) == (3.0, 2.0)
