@@ -168,15 +168,11 @@ async def run_all(
                     server = servers[name]
                     if server.admin_token:
                         await server.switch(name)
+                    style = options.traffic.style
                     target = Target(server.url, api_key=options.traffic.api_key, timeout_s=options.traffic.timeout_s)
                     try:
                         runs[name].append(
-                            await drive(
-                                target,
-                                workload,
-                                options.traffic.style,
-                                lambda each, who=name: advance(f"{who}, {each}"),
-                            )  # type: ignore[misc]
+                            await drive(target, workload, style, lambda each, who=name: advance(f"{who}, {each}"))  # type: ignore[misc]
                         )
                     finally:
                         await target.close()
