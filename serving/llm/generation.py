@@ -42,6 +42,10 @@ class Piece:
     tokens: tuple[TokenInfo, ...] = ()
     reason: str = ""
 
+    def with_more(self, later: Piece) -> Piece:
+        """This and the next of the same sequence."""
+        return Piece(self.index, self.text + later.text, self.tokens + later.tokens, later.reason)
+
 
 @dataclass(slots=True)
 class Usage:
@@ -98,7 +102,8 @@ class Generation:
         return len(self._group.sequences)
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
-        """Pieces in the order in which they come, until every sequence has ended.
+        """Pieces in the order in which they come, until every sequence has ended. What has come of a sequence while
+        nobody looked is one piece: under load a stream has fewer events, not later ones.
 
         Raises:
             DeadlineError: it took too long. DispatchGymError: the engine or the server went down.
@@ -106,14 +111,23 @@ class Generation:
         going = len(self._group.sequences)
         try:
             while going:
-                news = await self._news()
-                if isinstance(news, DispatchGymError):
-                    raise news
-                piece = self._piece(*news)
-                if piece is None:
-                    continue
-                going -= bool(piece.reason)
-                yield piece
+                found: dict[int, Piece] = {}
+                error: DispatchGymError | None = None
+                for news in await self._news():
+                    try:
+                        if isinstance(news, DispatchGymError):
+                            raise news
+                        piece = self._piece(*news)
+                    except DispatchGymError as raised:  # behind what came before it
+                        error = raised
+                        break
+                    if piece is not None:
+                        found[piece.index] = found[piece.index].with_more(piece) if piece.index in found else piece
+                for piece in found.values():
+                    going -= bool(piece.reason)
+                    yield piece
+                if error is not None and going:
+                    raise error
         finally:
             self._frontend.cancel(self._group)
 
@@ -121,12 +135,17 @@ class Generation:
         """Give up what has not ended; for a request whose pieces nobody has begun to take."""
         self._frontend.cancel(self._group)
 
-    async def _news(self) -> tuple[int, Output] | DispatchGymError:
+    async def _news(self) -> list[tuple[int, Output] | DispatchGymError]:
+        """Wait for news, and take all there are."""
+        queue = self._group.news
         try:
             async with asyncio.timeout_at(self._until):
-                return await self._group.news.get()
+                found = [await queue.get()]
         except TimeoutError:
             raise DeadlineError("the request took longer than its deadline") from None
+        while not queue.empty():
+            found.append(queue.get_nowait())
+        return found
 
     def _piece(self, index: int, output: Output) -> Piece | None:
         scan, text = self._scans[index], self._texts[index]

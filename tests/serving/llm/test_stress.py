@@ -13,20 +13,23 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm.engine import Engine
 from dispatchgym.envs.llm.policy import EngineSpec, EngineView, Plan
+from dispatchgym.serving.executor.sampling_params import Sampling
 from dispatchgym.serving.llm import schedulers
 from dispatchgym.serving.llm.access import RateLimits
 from dispatchgym.serving.llm.engine_host import EngineHost
 from dispatchgym.serving.llm.frontend import Frontend
+from dispatchgym.serving.llm.generation import Generation, Piece, Usage
 from dispatchgym.serving.llm.messages import Step, Submit, ToEngine
 from dispatchgym.serving.llm.schedulers import Loaded
-from dispatchgym.serving.llm.sequences import Limits
+from dispatchgym.serving.llm.sequences import Limits, UnavailableError, Wanted
 from dispatchgym.solvers.llm.vllm import Vllm
-from tests.serving.llm.live import Live, eventually, letters, serving
+from tests.serving.llm.live import Live, eventually, language, letters, serving
 
 
 def ask(live: Live, prompt: str = "x", tokens: int = 4, **more: Any) -> httpx.Response:
@@ -191,6 +194,24 @@ def test_first_tokens_are_told_first(monkeypatch: pytest.MonkeyPatch) -> None:
         assert answers[0].result().status_code == 200
     assert any(len(generated) == 2 and generated[0] == 0 for generated in steps)
     assert all(not any(generated[: generated.count(0)]) for generated in steps)
+
+
+def test_what_comes_while_nobody_looks_is_one_event() -> None:
+    with serving() as live:
+
+        async def go() -> tuple[list[Piece], Usage]:
+            prompt = np.arange(97, 100, dtype=np.int32)
+            wanted = [Wanted(prompt, 4, Sampling(max_new=1))] * 2
+            group = live.frontend.submit(wanted, "t", {}, np.inf, np.inf)
+            while group.news.qsize() < 8:
+                await asyncio.sleep(0.001)
+            group.news.put_nowait(UnavailableError("the end"))
+            generation = Generation(live.frontend, language(), group, 3, (), None)
+            return [piece async for piece in generation], generation.usage
+
+        pieces, usage = asyncio.run_coroutine_threadsafe(go(), live.loop).result(60)
+    assert [(piece.index, len(piece.text), piece.reason) for piece in pieces] == [(0, 4, "length"), (1, 4, "length")]
+    assert usage.completion == 8
 
 
 # --- the engine goes down ---
