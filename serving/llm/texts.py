@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class Language:
             self.tokenizer: Any = kind.from_pretrained(str(folder), local_files_only=True)
         except (OSError, ValueError) as error:
             raise UsageError(f"{folder}: no tokenizer can be loaded: {str(error).splitlines()[0]}") from None
+        self._decode = _quick_decoder(self.tokenizer)
         self.vocabulary = len(self.tokenizer)
         self.ends = _end_tokens(folder, self.tokenizer.eos_token_id)
 
@@ -74,13 +76,25 @@ class Language:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of output tokens."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
+        return self._decode(list(ids))
 
     def piece(self, token: int) -> str:
         """Text of one token alone, special ones included."""
         text: str = self.tokenizer.decode([token])
         return text
+
+
+def _quick_decoder(tokenizer: Any) -> Callable[[list[int]], str]:
+    """What `tokenizer.decode` does without special tokens; at once where nothing else is to be done than what the
+    library below it does: every output token passes here twice."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    tidies = getattr(tokenizer, "clean_up_tokenization_spaces", False) and (
+        type(getattr(backend, "model", None)).__name__ != "BPE"
+        or getattr(tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
+    )
+    if backend is None or tidies:
+        return partial(tokenizer.decode, skip_special_tokens=True)
+    return partial(backend.decode, skip_special_tokens=True)
 
 
 def _end_tokens(folder: Path, of_tokenizer: int | None) -> frozenset[int]:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from dispatchgym.envs.api import UsageError
 from dispatchgym.serving.llm.texts import Language, StopScan, TextStream, block_hashes
@@ -51,6 +53,25 @@ def test_a_stop_string_is_found_wherever_pieces_are_cut(text: str, stops: list[s
     else:
         assert any(text.startswith(told + stop) for stop in stops)
         assert not any(stop in told for stop in stops)
+
+
+@pytest.mark.parametrize("tidies", [False, True])
+@pytest.mark.parametrize("kind", ["BPE", "WordPiece"])
+def test_decoding_says_what_the_tokenizers_own_says(tmp_path: Path, kind: str, tidies: bool) -> None:
+    words = {word: i for i, word in enumerate(["[UNK]", "it", "is", "n't", "so", ",", ".", "##ly", "</s>"])}
+    model = models.BPE(vocab=words, merges=[]) if kind == "BPE" else models.WordPiece(words, unk_token="[UNK]")
+    backend = Tokenizer(model)
+    backend.decoder = decoders.WordPiece(cleanup=False)
+    backend.add_special_tokens(["</s>"])
+    made = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=backend, eos_token="</s>", clean_up_tokenization_spaces=tidies
+    )
+    made.save_pretrained(tmp_path)
+    found = Language(tmp_path)
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        ids = rng.integers(0, len(words), 12).tolist()
+        assert found.decode(ids) == made.decode(ids, skip_special_tokens=True)
 
 
 def test_special_tokens_and_the_end_are_not_told() -> None:
