@@ -316,33 +316,32 @@ class EngineLoop:
         started: list[int] = []
         first: list[Output] = []
         outputs: list[Output] = []
-        for number, emitted in zip(rows["request"].tolist(), rows["emitted"].tolist(), strict=True):
+        s = self.engine.state
+        has_ended = (s.req["state"][rows["request"]] == ENDED).tolist()
+        for number, emitted, ended in zip(rows["request"].tolist(), rows["emitted"].tolist(), has_ended, strict=True):
             sequence = self._sequences[number]
             if not sequence.has_started:
                 sequence.has_started = True
-                q = self.engine.state.req[number]
+                q = s.req[number]
                 sequence.cached = min(int(q["cached"]), int(q["prompt"]))  # not what it finds again, once preempted
                 started.append(sequence.key)
             if emitted:
-                (outputs if sequence.sent else first).append(self._output(number, sequence))
+                (outputs if sequence.sent else first).append(self._output(number, sequence, ended))
         outputs = first + outputs
         self._name_texts(rows["request"])
-        s = self.engine.state
         if int(s.eng["ended"][0]) > int(s.eng["num"][0]) - len(self._sequences):
             told = {output.key for output in outputs if output.reason}
             for number in [n for n in self._sequences if s.req["state"][n] == ENDED]:
                 sequence = self._sequences[number]
                 if sequence.key not in told:
-                    outputs.append(self._output(number, sequence))
+                    outputs.append(self._output(number, sequence, True))
                 if self._recorder is not None:
                     self._recorder.ended(number, s.req[number])
                 self._forget(number)
         return started, outputs
 
-    def _output(self, number: int, sequence: _Sequence) -> Output:
+    def _output(self, number: int, sequence: _Sequence, has_ended: bool) -> Output:
         """What the sequence has put out since it was last asked."""
-        q = self.engine.state.req[number]
-        has_ended = q["state"] == ENDED
         if has_ended:
             self._executor.flush()
         known = self._executor.outputs(number)
@@ -352,7 +351,8 @@ class EngineLoop:
         reason = ""
         if has_ended:
             ends = bool(tokens) and tokens[-1] in sequence.stop
-            reason = "dropped" if q["status"] == DROPPED else "stop" if ends else "length"
+            is_dropped = self.engine.state.req["status"][number] == DROPPED
+            reason = "dropped" if is_dropped else "stop" if ends else "length"
         return Output(sequence.key, tokens, logprobs, reason, sequence.cached)
 
 

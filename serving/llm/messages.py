@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -73,9 +74,8 @@ class Ready:
     version: str
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
-    """Tokens of one sequence that a step put out.
+class Output(NamedTuple):
+    """Tokens of one sequence that a step put out. A tuple: one is made, sent and read for every sequence and step.
 
     Attributes:
         key: which sequence.
