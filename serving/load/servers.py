@@ -24,6 +24,8 @@ SETTLE_S = 300.0
 """A server has so long to finish what is left of the run before."""
 SWITCH_S = 120.0
 """A scheduler has so long to be loaded, compiled and rehearsed."""
+STARTING = 503
+"""Status of a server whose engine starts again."""
 
 MOST_TOLD = 5
 """Last lines of a server that did not start."""
@@ -65,7 +67,11 @@ class Server:
                 async with asyncio.timeout(SETTLE_S):
                     while (said := await _status(http))["running"] + said["waiting"]:
                         await asyncio.sleep(0.2)
-                (await http.post("/admin/scheduler", json={"scheduler": name})).raise_for_status()
+                    while (
+                        answer := await http.post("/admin/scheduler", json={"scheduler": name})
+                    ).status_code == STARTING:
+                        await asyncio.sleep(1.0)
+                answer.raise_for_status()
             except TimeoutError:
                 raise UsageError(f"{self.url}: still busy after {SETTLE_S:g} s") from None
             except (httpx.HTTPError, ValueError, LookupError) as error:

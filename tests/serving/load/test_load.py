@@ -21,6 +21,8 @@ from rich.console import Console
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm.workload import Workload
 from dispatchgym.serving.llm.access import LlmGate
+from dispatchgym.serving.llm.messages import Switched
+from dispatchgym.serving.llm.sequences import UnavailableError
 from dispatchgym.serving.load import compare_command
 from dispatchgym.serving.load.client import Outcome, Target
 from dispatchgym.serving.load.command import main as load_main
@@ -391,6 +393,23 @@ def test_a_comparison_leaves_a_running_server_as_it_was(tmp_path: Path) -> None:
         assert live.frontend.history == ["edf", "vllm", "sarathi", "edf"]
         with pytest.raises(UsageError, match="/admin/scheduler: HTTP 401"):
             asyncio.run(Server(live.url, "not-the-token").scheduler())
+
+
+def test_a_switch_waits_for_an_engine_that_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = tmp_path / "admin"
+    token.write_text("an-administrators-token")
+    with serving(access=LlmGate(admin_token_file=token)) as live:
+        switch, refused = live.frontend.switch, [UnavailableError("the engine is being started; ask again")]
+
+        async def later(scheduler: str) -> Switched:
+            if refused:
+                raise refused.pop()
+            return await switch(scheduler)
+
+        monkeypatch.setattr(live.frontend, "switch", later)
+        asyncio.run(Server(live.url, "an-administrators-token").switch("sarathi"))
+        assert live.frontend.history == ["vllm", "sarathi"]
+    assert not refused
 
 
 def test_an_option_that_the_started_server_does_not_know_is_named() -> None:
