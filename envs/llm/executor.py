@@ -110,7 +110,7 @@ class SimulatedExecutor:
         else:
             if runs_through(s):
                 interrupt_s = np.inf
-            seconds = float(step_seconds(s, interrupt_s < np.inf))
+            seconds = float(step_seconds(s))
         rows = s.batch[: s.eng["batch"][0]]
         piece = seconds / (self.segments - done)
         if interrupt_s < seconds - piece:

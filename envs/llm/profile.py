@@ -36,17 +36,13 @@ class Decoding:
     spread_s: float
 
 
-RUNS_THROUGH = 512
-"""Tokens up to which a captured pass that may be told to stop runs through all the same: op by op it would hardly have
-begun. One of more tokens is run op by op where it may be told to stop."""
-
-
 @dataclass(frozen=True, slots=True)
 class Captured:
     """Coefficients, of the same names as a profile's, of steps that are captured though they do more than decode.
 
     Such a step costs the host a single launch, and runs as many tokens as the next of `sizes` (rising, at most 64);
-    with more tokens than the last it is not captured.
+    with more tokens than the last it is not captured. It runs through, though it be told to stop: op by op it would
+    hardly have begun.
     """
 
     sizes: tuple[int, ...]

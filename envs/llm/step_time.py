@@ -7,7 +7,6 @@ from __future__ import annotations
 import numpy as np
 
 from dispatchgym.envs.compiled import compiled, inlined
-from dispatchgym.envs.llm.profile import RUNS_THROUGH
 from dispatchgym.envs.llm.state import (
     BASE_S,
     CAPTURED,
@@ -86,15 +85,13 @@ def lead_s(cost: F64, at: int) -> float:
 
 
 @inlined
-def step_s(s: State, context: int, may_stop: bool = False) -> float:
-    """Seconds that the step at hand takes when attention reads `context` tokens; `may_stop`: in the middle."""
+def step_s(s: State, context: int) -> float:
+    """Seconds that the step at hand takes when attention reads `context` tokens."""
     e = s.eng[0]
     rows = e.decodes
     positions = e.prefill_tokens + e.decode_tokens
     c = s.cost
     at = pass_at(c, float64(positions))
-    if may_stop and positions > RUNS_THROUGH:
-        at = int64(0)
     # a captured graph of decoding runs as many rows as it was captured for
     if e.prefills == 0 and 0 < rows < len(s.pad) and (e.decode_tokens == rows or c[CAPTURED_TOKENS] == 0):
         positions = positions * s.pad[rows] // rows
@@ -123,12 +120,12 @@ def step_s(s: State, context: int, may_stop: bool = False) -> float:
 
 
 @compiled
-def step_seconds(s: State, may_stop: bool = False) -> float:
-    """Seconds that the step at hand takes; `may_stop`: in the middle."""
-    return step_s(s, s.eng[0].context, may_stop)
+def step_seconds(s: State) -> float:
+    """Seconds that the step at hand takes."""
+    return step_s(s, s.eng[0].context)
 
 
 @compiled
 def runs_through(s: State) -> bool:
-    """The step at hand is captured and short: it does not stop, whatever it is told."""
-    return s.eng[0].prefill_tokens + s.eng[0].decode_tokens <= min(s.cost[CAPTURED_TOKENS], float64(RUNS_THROUGH))
+    """The step at hand is captured: it does not stop, whatever it is told."""
+    return s.eng[0].prefill_tokens + s.eng[0].decode_tokens <= s.cost[CAPTURED_TOKENS]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from dispatchgym.envs.llm.calibrate import predict, step_cost
 from dispatchgym.envs.llm.executor import Batch, StepResult
-from dispatchgym.envs.llm.profile import RUNS_THROUGH, Profile
+from dispatchgym.envs.llm.profile import Profile
 from dispatchgym.envs.llm.state import NONE
 from dispatchgym.serving.executor.sampling_params import Sampling
 
@@ -59,7 +59,6 @@ class PacedExecutor:
 
     def __init__(self, profile: Profile, block_tokens: int) -> None:
         self._profile = profile
-        self._op_by_op = replace(profile, captured=None)
         self._swap_s = block_tokens * profile.kv_bytes_per_token / profile.swap_bytes_per_s
         self._texts: dict[int, _Text] = {}
         self._stopped: dict[int, _Stopped] = {}
@@ -100,7 +99,7 @@ class PacedExecutor:
 
     def _run(self, batch: Batch, should_stop: Callable[[], bool], may_stop: bool) -> StepResult:
         began_s = time.perf_counter()
-        seconds, done, is_plain = self._cost(batch, began_s, may_stop)
+        seconds, done, is_plain = self._cost(batch, began_s)
         seconds += self._swap_s * (len(batch.swap_out) + int(batch.swap_in[:, 1].sum()))
         start_s, before_s = max(began_s, self._free_s), max(began_s, self._free_s)
         stops_at = self._stop(batch, start_s, seconds, done, should_stop) if may_stop and not is_plain else None
@@ -117,7 +116,7 @@ class PacedExecutor:
             self.flush()
         return StepResult(max(self._free_s - before_s, 1e-6), emitted, stopped)
 
-    def _cost(self, batch: Batch, now_s: float, may_stop: bool) -> tuple[float, int, bool]:
+    def _cost(self, batch: Batch, now_s: float) -> tuple[float, int, bool]:
         """Seconds that are left of the step, segments that it has run, and whether everyone decodes one token."""
         if batch.group != NONE:
             before = [self._stopped.pop(request) for request in batch.request.tolist()]
@@ -125,14 +124,14 @@ class PacedExecutor:
         cost = step_cost(batch.start, batch.tokens, batch.decode, 1.0)
         plain_before_s = self._plain_s if self._free_s > now_s else 0.0
         cost = replace(cost, plain_before_s=plain_before_s)
-        profile = self._op_by_op if may_stop and cost.tokens > RUNS_THROUGH else self._profile
-        return float(predict(profile, [cost])[0]), 0, cost.is_plain
+        return float(predict(self._profile, [cost])[0]), 0, cost.is_plain
 
     def _stop(
         self, batch: Batch, start_s: float, seconds: float, done: int, should_stop: Callable[[], bool]
     ) -> int | None:
         """Segments after which the step has stopped; None if it goes on to its end."""
-        if done == 0 and self._runs_through(batch):
+        captured = self._profile.captured
+        if captured is not None and int(batch.tokens.sum()) <= captured.sizes[-1]:  # it runs through
             return None
         piece_s = seconds / (self._profile.segments - done)
         for segment in range(done + 1, self._profile.segments):
@@ -142,10 +141,6 @@ class PacedExecutor:
                 self._stopped.update(dict.fromkeys(batch.request.tolist(), _Stopped(left_s, segment)))
                 return segment
         return None
-
-    def _runs_through(self, batch: Batch) -> bool:
-        captured = self._profile.captured
-        return captured is not None and int(batch.tokens.sum()) <= min(RUNS_THROUGH, captured.sizes[-1])
 
     def _say(self, batch: Batch) -> tuple[I32, npt.NDArray[np.int8]]:
         """Put out a token for everyone whose text has been read to its end."""

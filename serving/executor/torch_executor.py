@@ -13,7 +13,6 @@ import torch
 
 from dispatchgym.envs.api import UsageError
 from dispatchgym.envs.llm.executor import Batch, StepResult
-from dispatchgym.envs.llm.profile import RUNS_THROUGH
 from dispatchgym.envs.llm.state import NONE
 from dispatchgym.serving.executor.device import HostCopy, Pace, to_device
 from dispatchgym.serving.executor.drafts import accepted, propose
@@ -378,9 +377,7 @@ class TorchExecutor:
         """Go on with a forward pass; False if it was told to pause before its end."""
         may_pause = until < np.inf or has_arrived is not None
         if work.hidden is None and self._passes is not None:
-            host = work.inputs.host
-            if not may_pause or len(host.ids) <= RUNS_THROUGH:
-                work.hidden = self._passes.run(host)
+            work.hidden = self._passes.run(work.inputs.host)
             if work.hidden is not None:
                 work.segment = self.model.spec.segments
                 return True

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dispatchgym.envs.llm.executor import Batch
-from dispatchgym.envs.llm.profile import RUNS_THROUGH, Captured
+from dispatchgym.envs.llm.profile import Captured
 from dispatchgym.envs.llm.state import NONE
 from dispatchgym.serving.executor.byte_tokenizer import byte_tokenizer
 from dispatchgym.serving.executor.paced import PacedExecutor
@@ -86,12 +86,10 @@ def test_a_prompt_stops_at_the_next_segment_and_goes_on_from_there() -> None:
     assert rest.duration_s == pytest.approx(0.01)
 
 
-def test_a_short_captured_pass_runs_through_and_a_long_one_that_may_stop_is_run_op_by_op() -> None:
-    made = executor(RUNS_THROUGH, RUNS_THROUGH + 1, RUNS_THROUGH + 1, captured=True)
-    short = made.run_until(batch((0, 0, RUNS_THROUGH, 0)), when([]))
-    assert short.segments_done is None
-    assert short.duration_s == pytest.approx(0.02, abs=1e-4)
-    long = made.run_until(batch((1, 0, RUNS_THROUGH + 1, 0)), when([False] * 7))
-    assert long.duration_s == pytest.approx(0.004 + 1e-5 * (RUNS_THROUGH + 1))
-    whole = made.run(batch((2, 0, RUNS_THROUGH + 1, 0)), np.inf)
-    assert whole.duration_s == pytest.approx(0.02, abs=1e-4)
+def test_a_captured_pass_runs_through_and_a_longer_one_may_stop() -> None:
+    made = executor(2048, 2049, captured=True)
+    captured = made.run_until(batch((0, 0, 2048, 0)), when([]))
+    assert captured.segments_done is None
+    assert captured.duration_s == pytest.approx(0.02, abs=1e-4)
+    longer = made.run_until(batch((1, 0, 2049, 0)), when([True]))
+    assert longer.segments_done == 1
