@@ -60,6 +60,10 @@ class PlainStep:
         """Decide what the rows put out, all tokens of earlier steps being known."""
         put_out(self.request, sequences.row, self.emitted, self.stopped)
 
+    def awaits(self, request: int) -> bool:
+        """One of the tokens is the request's: it had not come to its end before."""
+        return bool((self.emitted[self.request == request] > 0).any())
+
     def is_here(self) -> bool:
         """The tokens have come."""
         return self._flight.is_done()

@@ -83,6 +83,10 @@ class PacedExecutor:
             return Said(ids, ())
         return Said(ids, tuple((0.0, ((token, 0.0),)[: text.sampling.logprobs]) for token in ids.tolist()))
 
+    def is_settled(self, request: int) -> bool:
+        """The host knows all that the request has been told."""
+        return self._texts[request].known == self._texts[request].out
+
     def flush(self) -> None:
         """Wait for what is on its way."""
         _sleep_until(self._free_s)

@@ -87,6 +87,10 @@ class _Pending:
     kept: Bool  # of the tokens
     tokens: HostCopy
 
+    def awaits(self, request: int) -> bool:
+        """One of the tokens is the request's."""
+        return request in self.request
+
     def is_here(self) -> bool:
         """The tokens have come."""
         return self.tokens.is_here()
@@ -180,7 +184,7 @@ class TorchExecutor:
 
     def remove(self, request: int) -> None:
         """Forget a request; its number may be given to another."""
-        if self._pending is not None and request in self._pending.request:
+        if self._pending is not None and self._pending.awaits(request):
             self.flush()
         self._drop_pass(request)
         self.cache.drop(request)

@@ -61,6 +61,9 @@ class LiveExecutor(Executor, Protocol):
     def outputs(self, request: int) -> Any:
         """What it has put out so far: `ids` and `logprobs`."""
 
+    def is_settled(self, request: int) -> bool:
+        """All that it has put out is known."""
+
     def flush(self) -> None:
         """Wait for tokens that are on their way."""
 
@@ -134,7 +137,9 @@ class EngineLoop:
         self._block_tokens = parts.config.block_tokens
         self._caches = parts.config.prefix_caching
         self._preemptions = 0
-        self._owes_news = False  # the last sequence was cancelled: no step will tell that its blocks are free
+        # A sequence has ended whose last tokens are on their way; or the last one was cancelled, and no step will tell
+        # that its blocks are free.
+        self._owes_news = False
         self._loaded: queue.SimpleQueue[tuple[Switch, Loaded | str]] = queue.SimpleQueue()
         self._bell_read, self._bell = os.pipe()
         self._bell_lock = threading.Lock()
@@ -277,9 +282,11 @@ class EngineLoop:
         view = engine.view() if self._recorder is not None and self._sequences else None
         if not (self._sequences and self.seat.step()) and not self._owes_news:
             return None
-        self._owes_news = False
         e = engine.state.eng[0]
         ran = int(e["steps"]) > before
+        if self._owes_news and not ran:
+            self._executor.flush()
+        self._owes_news = False
         is_whole = ran and not engine.interrupted
         rows = engine.state.batch[: int(e["prefills"] + e["decodes"])] if ran else engine.state.batch[:0]
         if self._recorder is not None and view is not None:
@@ -312,13 +319,12 @@ class EngineLoop:
 
     def _gather(self, rows: Any) -> tuple[list[int], list[Output]]:
         """Keys of sequences that ran for the first time, and what came out, first tokens first, for those are waited
-        for most; sequences that have ended are forgotten."""
+        for most; sequences that have ended are forgotten, once their last tokens are known."""
         started: list[int] = []
         first: list[Output] = []
         outputs: list[Output] = []
         s = self.engine.state
-        has_ended = (s.req["state"][rows["request"]] == ENDED).tolist()
-        for number, emitted, ended in zip(rows["request"].tolist(), rows["emitted"].tolist(), has_ended, strict=True):
+        for number, emitted in zip(rows["request"].tolist(), rows["emitted"].tolist(), strict=True):
             sequence = self._sequences[number]
             if not sequence.has_started:
                 sequence.has_started = True
@@ -326,7 +332,7 @@ class EngineLoop:
                 sequence.cached = min(int(q["cached"]), int(q["prompt"]))  # not what it finds again, once preempted
                 started.append(sequence.key)
             if emitted:
-                (outputs if sequence.sent else first).append(self._output(number, sequence, ended))
+                (outputs if sequence.sent else first).append(self._output(number, sequence))
         outputs = first + outputs
         self._name_texts(rows["request"])
         if int(s.eng["ended"][0]) > int(s.eng["num"][0]) - len(self._sequences):
@@ -334,24 +340,25 @@ class EngineLoop:
             for number in [n for n in self._sequences if s.req["state"][n] == ENDED]:
                 sequence = self._sequences[number]
                 if sequence.key not in told:
-                    outputs.append(self._output(number, sequence, True))
+                    if not self._executor.is_settled(number):  # waiting for them would leave the device idle
+                        self._owes_news = True
+                        continue
+                    outputs.append(self._output(number, sequence))
                 if self._recorder is not None:
                     self._recorder.ended(number, s.req[number])
                 self._forget(number)
         return started, outputs
 
-    def _output(self, number: int, sequence: _Sequence, has_ended: bool) -> Output:
-        """What the sequence has put out since it was last asked."""
-        if has_ended:
-            self._executor.flush()
+    def _output(self, number: int, sequence: _Sequence) -> Output:
+        """What the sequence has put out since it was last asked, and why it ended if that is all."""
         known = self._executor.outputs(number)
         tokens = tuple(known.ids[sequence.sent :].tolist())
         logprobs = tuple(known.logprobs[sequence.sent :])
         sequence.sent += len(tokens)
-        reason = ""
-        if has_ended:
+        reason, q = "", self.engine.state.req[number]
+        if q["state"] == ENDED and self._executor.is_settled(number):
             ends = bool(tokens) and tokens[-1] in sequence.stop
-            is_dropped = self.engine.state.req["status"][number] == DROPPED
+            is_dropped = q["status"] == DROPPED
             reason = "dropped" if is_dropped else "stop" if ends else "length"
         return Output(sequence.key, tokens, logprobs, reason, sequence.cached)
 

@@ -79,6 +79,9 @@ class LetterExecutor:
         each = tuple((-0.5, tuple((98 + k, -1.0 - k) for k in range(wanted))) for _ in told)
         return Told(np.array(told, np.int32), each if wanted >= 0 else ())
 
+    def is_settled(self, request: int) -> bool:
+        return request in self.told
+
     def flush(self) -> None: ...
 
     def run(self, batch: Batch, interrupt_s: float) -> StepResult:
