@@ -28,6 +28,7 @@ from dispatchgym.envs.llm.config import EngineConfig
 from dispatchgym.envs.llm.metrics import Spread
 from dispatchgym.envs.llm.profile import Profile, load_profile
 from dispatchgym.serving.executor.fidelity import kendall_tau
+from dispatchgym.serving.llm.options import PACED
 from dispatchgym.serving.load.compare_command import Options, run_all
 from dispatchgym.serving.load.comparison import Row as Compared
 from dispatchgym.serving.load.comparison import compared, window_values
@@ -223,7 +224,7 @@ def main() -> None:
     serve: list[str] | None = ["--model", options.model, "--profile", options.profile, "--max-len", str(LONGEST)]
     if options.simulate:
         serve = None
-    elif options.quick or not (torch.cuda.is_available() or options.model.startswith("paced:")):
+    elif options.quick or not (torch.cuda.is_available() or options.model.startswith(PACED)):
         slices, names, options.rounds = QUICK, [BASE, "flow-prefill", BUNDLE], 1
         serve, profile = ["--demo"], load_profile("cpu-tiny")
     rows = asyncio.run(run_slices(slices, names, options.rounds, profile, serve, options.json))

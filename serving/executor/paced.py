@@ -14,6 +14,7 @@ from dispatchgym.envs.llm.executor import Batch, StepResult
 from dispatchgym.envs.llm.profile import Profile
 from dispatchgym.envs.llm.state import NONE
 from dispatchgym.serving.executor.sampling_params import Sampling
+from dispatchgym.serving.executor.torch_executor import Outputs
 
 I32 = npt.NDArray[np.int32]
 
@@ -22,14 +23,6 @@ A, LETTERS = 64, 26
 
 EARLY_S = 5e-5
 """Sleeping ends so late."""
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What a request has been told: token ids, each of which was certain."""
-
-    ids: I32
-    logprobs: tuple[tuple[float, tuple[tuple[int, float], ...]], ...]
 
 
 @dataclass(slots=True)
@@ -75,13 +68,13 @@ class PacedExecutor:
         del self._texts[request]
         self._stopped.pop(request, None)
 
-    def outputs(self, request: int) -> Said:
-        """What the request has put out so far."""
+    def outputs(self, request: int) -> Outputs:
+        """What the request has put out so far, each token for certain."""
         text = self._texts[request]
         ids = A + np.arange(text.known, dtype=np.int32) % LETTERS
         if text.sampling.logprobs < 0:
-            return Said(ids, ())
-        return Said(ids, tuple((0.0, ((token, 0.0),)[: text.sampling.logprobs]) for token in ids.tolist()))
+            return Outputs(ids, ())
+        return Outputs(ids, tuple((0.0, ((token, 0.0),)[: text.sampling.logprobs]) for token in ids.tolist()))
 
     def is_settled(self, request: int) -> bool:
         """The host knows all that the request has been told."""
@@ -105,12 +98,12 @@ class PacedExecutor:
         began_s = time.perf_counter()
         seconds, done, is_plain = self._cost(batch, began_s)
         seconds += self._swap_s * (len(batch.swap_out) + int(batch.swap_in[:, 1].sum()))
-        start_s, before_s = max(began_s, self._free_s), max(began_s, self._free_s)
+        start_s = max(began_s, self._free_s)
         stops_at = self._stop(batch, start_s, seconds, done, should_stop) if may_stop and not is_plain else None
         if stops_at is not None:
             self._free_s = time.perf_counter() + self._profile.pause_s
             nothing = np.zeros(len(batch.request), np.int32)
-            return StepResult(self._free_s - before_s, nothing, nothing.astype(np.int8), segments_done=stops_at)
+            return StepResult(self._free_s - start_s, nothing, nothing.astype(np.int8), segments_done=stops_at)
         _sleep_until(self._free_s)
         self._book()
         self._free_s = start_s + seconds
@@ -118,7 +111,7 @@ class PacedExecutor:
         emitted, stopped = self._say(batch)
         if not is_plain:
             self.flush()
-        return StepResult(max(self._free_s - before_s, 1e-6), emitted, stopped)
+        return StepResult(max(self._free_s - start_s, 1e-6), emitted, stopped)
 
     def _cost(self, batch: Batch, now_s: float) -> tuple[float, int, bool]:
         """Seconds that are left of the step, segments that it has run, and whether everyone decodes one token."""
@@ -134,8 +127,7 @@ class PacedExecutor:
         self, batch: Batch, start_s: float, seconds: float, done: int, should_stop: Callable[[], bool]
     ) -> int | None:
         """Segments after which the step has stopped; None if it goes on to its end."""
-        captured = self._profile.captured
-        if captured is not None and int(batch.tokens.sum()) <= captured.sizes[-1]:  # it runs through
+        if self._profile.of_pass(int(batch.tokens.sum()))[0] is not self._profile:  # captured, it runs through
             return None
         piece_s = seconds / (self._profile.segments - done)
         for segment in range(done + 1, self._profile.segments):

@@ -32,11 +32,11 @@ def build_engine(
     Raises:
         UsageError: the model cannot be loaded, or does not fit.
     """
+    opened = open_model(model, device) if model else demo_model()
     wanted = EngineConfig(
         block_tokens=block_tokens, kv_blocks=kv_blocks, host_blocks=host_blocks, max_seqs=max_seqs,
         token_budget=token_budget, max_len=max_len,
     )  # fmt: skip
-    opened = open_model(model, device) if model else demo_model()
     config = fit_config(opened, wanted)
     return Parts(config, load_profile(profile), make_executor(opened, config))
 

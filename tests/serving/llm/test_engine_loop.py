@@ -44,7 +44,7 @@ def submit(key: int, prompt: int, tokens: int) -> Submit:
 
 @pytest.fixture
 def served() -> tuple[Counted, dict[int, list[str]]]:
-    """What three sequences of different lengths were told, one of them cancelled: letters, then why it ended."""
+    """What four sequences of different lengths were told, one of them cancelled: letters, then why it ended."""
     executor = Counted(replace(PROFILE, graph_sizes=()), 16)
     config = EngineConfig(kv_blocks=64, max_len=256, max_seqs=8, token_budget=256)
     ours, theirs = Pipe()
