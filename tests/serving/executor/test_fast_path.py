@@ -16,6 +16,7 @@ from dispatchgym.envs.llm.setup import fresh_state
 from dispatchgym.envs.llm.state import ENDED
 from dispatchgym.envs.llm.workload import Workload
 from dispatchgym.serving.executor.decode_rows import CHANGED_SLOT, COLUMNS, POSITION, SLOT, TOKEN
+from dispatchgym.serving.executor.fast_path import PlainStep
 from dispatchgym.serving.executor.inputs import HostStep, pack, unpack
 from dispatchgym.serving.executor.model import Decoder
 from dispatchgym.serving.executor.models import open_model
@@ -76,8 +77,11 @@ class PlayedSteps:
         flight.result = tokens[:rows].numpy().copy()
 
 
-def serve(fast: bool, late: bool, seed: int, kv_blocks: int = 40) -> tuple[dict[int, list[int]], int, Engine]:
-    """Outputs of 12 requests that come while others run; with few blocks some are preempted."""
+def serve(
+    fast: bool, late: bool, seed: int, kv_blocks: int = 40, waits: bool = True
+) -> tuple[dict[int, list[int]], int, Engine]:
+    """Outputs of 12 requests that come while others run; with few blocks some are preempted. Who has ended is removed
+    once all he has put out is known; `waits`: at once, by waiting for that."""
     played: list[PlayedSteps] = []
 
     def graphs(decoder: Decoder, slots: SlotTable) -> PlayedSteps:
@@ -115,11 +119,14 @@ def serve(fast: bool, late: bool, seed: int, kv_blocks: int = 40) -> tuple[dict[
             executor.add(r, prompt, sampling)
             open_requests[r] = come
             come += 1
-        engine.step()
+        went_on = engine.step()
         now[0] += 0.01
         for r in [r for r in open_requests if engine.state.req["state"][r] == ENDED]:
             assert engine.state.req["status"][r] == FINISHED
-            executor.flush()
+            if waits or not went_on:
+                executor.flush()
+            if not executor.is_settled(r):
+                continue
             text = executor.outputs(r).ids.tolist()
             assert len(text) == engine.state.req["generated"][r]
             outputs[open_requests.pop(r)] = text
@@ -135,6 +142,16 @@ def test_the_short_way_says_the_same(late: bool) -> None:
     assert launches > 40
     assert outputs == reference
     assert int(engine.state.eng["free"][0]) == 40
+
+
+def test_who_has_ended_leaves_without_anybody_waiting_for_the_step_that_runs() -> None:
+    assert serve(True, True, 3, waits=False)[0] == serve(False, False, 3)[0]
+
+
+def test_a_step_awaits_only_those_who_put_something_out() -> None:
+    step = PlainStep(np.array([4, 7], np.int32), Flight())
+    step.emitted[:] = 1, 0
+    assert [step.awaits(request) for request in (4, 7, 9)] == [True, False, False]
 
 
 def test_the_short_way_says_the_same_when_blocks_run_short() -> None:
